@@ -1,0 +1,1 @@
+"""Softmax attention over keys aligned at their end: causal, windowed, grouped, with a decode step."""

@@ -1,0 +1,1 @@
+"""Commands, the search loop, samplers and workers: the only floor that knows all the others."""

@@ -1,0 +1,1 @@
+"""Proposers of layouts, each behind the same two verbs; Optuna lives here and nowhere else."""

@@ -1,0 +1,1 @@
+"""Durable records of studies, trials and results; knows no torch and no layout class."""

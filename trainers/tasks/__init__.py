@@ -1,0 +1,1 @@
+"""One file a proxy task: what it generates, and what score a correct model reaches."""
