@@ -54,7 +54,9 @@ class NewTrial:
     """The sampler's own parameters, so that its memory can be rebuilt."""
     sampler_attrs: Mapping[str, Any]
     costs: Mapping[str, float]
-    """Costs at the target frame by name, e.g. kv_bytes, latency_ms, params."""
+    """Costs of the whole target network by name: kv_bytes, kv_bytes@8192 (at another context), latency_ms, params."""
+    layer_costs: tuple[Mapping[str, float], ...]
+    """The same by layer of the pattern, in order: kv_bytes, latency_ms, params."""
     evaluation_key: str
     """Hash of layout, proxy frame, budget, tasks, data and seed: equal keys would train the same thing."""
 
@@ -89,6 +91,7 @@ class TrialRecord:
     params: Mapping[str, Any]
     sampler_attrs: Mapping[str, Any]
     costs: Mapping[str, float]
+    layer_costs: tuple[Mapping[str, float], ...]
     evaluation_key: str
     attempts: int
     why: str

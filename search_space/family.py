@@ -1,0 +1,28 @@
+"""Families of mixers: one colour and one mark each, the same in the terminal, the report and the pages."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How a family is told apart: by colour, and by a mark for grey prints and colour-blind eyes."""
+
+    name: str
+    title: str
+    colour: str
+    mark: str
+    """One character, full block for the densest reading of the past, light for the thinnest."""
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family(name="attention", title="full attention", colour="#d1495b", mark="█"),
+        Family(name="latent", title="latent attention", colour="#8f5fbf", mark="▓"),
+        Family(name="sparse", title="sparse attention", colour="#e39d3b", mark="▚"),
+        Family(name="linear", title="linear attention", colour="#3a9d8f", mark="░"),
+        Family(name="state_space", title="state-space model", colour="#2f7fc1", mark="▒"),
+        Family(name="delta", title="delta rule", colour="#3d4fa8", mark="▞"),
+    )
+}
+UNKNOWN_FAMILY = Family(name="unknown", title="unknown", colour="#888888", mark="?")
