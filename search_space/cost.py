@@ -1,0 +1,54 @@
+"""Prices: a layer's and a whole layout's cost in a frame, exact and without building anything."""
+
+from dataclasses import replace
+
+from search_space.frame import Frame
+from search_space.layout import Layer, Layout, stack, stretch
+from search_space.parallel import Parallel, parallel_params
+from search_space.spec import Cost, Mixer, total
+from search_space.vocabulary import channel_of, mixer_of
+
+FILLS = ("stack", "stretch")
+
+
+def at_depth(pattern: Layout, frame: Frame, fill: str = "stack") -> Layout:
+    """The network that a pattern stands for: as it is, or stacked or stretched to the frame's depth.
+
+    Raises:
+        ValueError: `fill` is neither "stack" nor "stretch".
+    """
+    if fill not in FILLS:
+        raise ValueError(f"fill {fill!r} is unknown: use one of {', '.join(FILLS)}")
+    if frame.depth is None:
+        return pattern
+    return stack(pattern, frame.depth) if fill == "stack" else stretch(pattern, frame.depth)
+
+
+def layer_cost(layer: Layer, frame: Frame) -> Cost:
+    """A layer with its branches, its channel mixer and its norms."""
+    branches = total(mixer_of(branch).cost(frame) for branch in layer.branches)
+    norms = frame.width * (1 if layer.channel.mixer == "none" else 2)
+    extra = Cost(params=norms + parallel_params(len(layer.branches), frame.width))
+    return total((branches, channel_of(layer.channel).cost(frame), extra))
+
+
+def layout_cost(network: Layout, frame: Frame) -> Cost:
+    """All layers of a network as written; embeddings, final norm and head are not among them."""
+    price = {layer: layer_cost(layer, frame) for layer in dict.fromkeys(network.layers)}
+    return total(price[layer] for layer in network.layers)
+
+
+def cache_bytes(network: Layout, frame: Frame, context: int) -> int:
+    """Bytes that the network keeps for the frame's batch at another context."""
+    return layout_cost(network, replace(frame, context=context)).stored_bytes
+
+
+def embedding_params(frame: Frame) -> int:
+    """Parameters around the layers: token embedding, final norm and an untied head."""
+    return 2 * frame.vocabulary * frame.width + frame.width
+
+
+def build_mixer(layer: Layer, frame: Frame) -> Mixer:
+    """The sequence mixer of a layer, its branches side by side if there are several."""
+    branches = [mixer_of(branch).build(frame) for branch in layer.branches]
+    return branches[0] if len(branches) == 1 else Parallel(branches, frame.width)

@@ -1,0 +1,74 @@
+"""Frames: the sizes that surround a layout, at the target that will be deployed and at the proxy that is trained."""
+
+import math
+from dataclasses import dataclass
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+REFERENCE_WIDTH = 2048
+"""The width at which heads have their published sizes; below half of it they shrink with the square root."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Sizes around a layout: widths and depth of the network, lengths in tokens, and the numbers' type.
+
+    Raises:
+        ValueError: a size is not positive, the width is no multiple of 8, or the dtype is unknown.
+    """
+
+    width: int
+    depth: int | None = None
+    """Layers of the whole network; None means as many as the layout has."""
+    train_length: int = 4096
+    context: int = 32768
+    """Tokens that are visible when the next one is decoded."""
+    batch: int = 1
+    dtype: str = "bfloat16"
+    vocabulary: int = 32000
+    rotary_base: float = 10000.0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "train_length", "context", "batch", "vocabulary"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} {value} is not valid: it must be at least 1")
+        if self.depth is not None and self.depth < 1:
+            raise ValueError(f"depth {self.depth} is not valid: a network has at least one layer")
+        if self.width % 8:
+            raise ValueError(
+                f"width {self.width} is not valid: it must be a multiple of 8, such as {-(-self.width // 8) * 8}"
+            )
+        if self.dtype not in DTYPE_BYTES:
+            raise ValueError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPE_BYTES)}")
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of one number in the cache and the weights."""
+        return DTYPE_BYTES[self.dtype]
+
+    def head_size(self, published: int, inner: int) -> int:
+        """A head's default width: the published one where it fits, else shrunk to a divisor of `inner`."""
+        if self.width >= REFERENCE_WIDTH // 2 and inner % published == 0:
+            return published
+        ideal = min(published, published * math.sqrt(self.width / REFERENCE_WIDTH))
+        return nearest_divisor(inner, ideal)
+
+    def state_size(self, published: int) -> int:
+        """A state's default size: the published one for wide frames, else shrunk with the square root of the width."""
+        if self.width >= REFERENCE_WIDTH // 2:
+            return published
+        return round_to(published * math.sqrt(self.width / REFERENCE_WIDTH), 8)
+
+
+def round_to(value: float, step: int) -> int:
+    """The multiple of `step` nearest to `value`, at least one step; halves go up."""
+    return max(1, math.floor(value / step + 0.5)) * step
+
+
+def nearest_divisor(total: int, ideal: float, step: int = 8) -> int:
+    """The multiple of `step` dividing `total` whose ratio to `ideal` is nearest to one; ties go to the smaller."""
+    divisors = [size for size in range(step, total + 1, step) if total % size == 0]
+    if not divisors:
+        raise ValueError(f"{total} has no divisor that is a multiple of {step}")
+    # Rounded, so that two sizes at the same distance count as a tie on every machine.
+    return min(divisors, key=lambda size: (round(abs(math.log(size / ideal)), 9), size))

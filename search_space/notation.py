@@ -1,0 +1,185 @@
+"""The parser of the notation: text to a checked, canonical layout, or an error that points at the place."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from search_space.layout import DEFAULT_CHANNEL, Branch, Layer, Layout
+from search_space.setting import Setting, Value
+
+MOST_LAYERS = 4096
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_COUNT = re.compile(r"(\d+)\s*\*")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
+
+
+class LayoutError(ValueError):
+    """A layout that cannot be read; `position` counts characters from 0."""
+
+    def __init__(self, message: str, text: str, position: int) -> None:
+        super().__init__(message)
+        self.text = text
+        self.position = position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """A mixer as the notation sees it."""
+
+    name: str
+    settings: Mapping[str, Setting]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """All that may be written: sequence mixers and channel mixers by name."""
+
+    mixers: Mapping[str, Word]
+    channels: Mapping[str, Word]
+
+
+def parse(text: str, words: Words) -> Layout:
+    """Read a layout.
+
+    Raises:
+        LayoutError: the text breaks the grammar, or names a mixer, setting or value that does not exist.
+    """
+    reader = _Reader(text, words)
+    layers = reader.sequence(opened_at=None)
+    return Layout(tuple(layers))
+
+
+def nearest(wrong: str, right: Iterable[str]) -> str:
+    """ "; did you mean x or y?" for the known words closest to a wrong one, or nothing."""
+    close = difflib.get_close_matches(wrong, list(right), n=3, cutoff=0.55)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+class _Reader:
+    """A cursor over the text; each method reads one rule of the grammar."""
+
+    def __init__(self, text: str, words: Words) -> None:
+        self.text = text
+        self.words = words
+        self.at = 0
+
+    def fail(self, message: str, position: int | None = None) -> LayoutError:
+        return LayoutError(message, self.text, self.at if position is None else position)
+
+    def peek(self) -> str:
+        return self.text[self.at : self.at + 1]
+
+    def skip_blanks(self) -> None:
+        while self.peek().isspace():
+            self.at += 1
+
+    def take(self, mark: str) -> bool:
+        self.skip_blanks()
+        if self.peek() != mark:
+            return False
+        self.at += 1
+        return True
+
+    def word(self, what: str) -> tuple[str, int]:
+        self.skip_blanks()
+        found = _WORD.match(self.text, self.at)
+        if not found:
+            here = f'"{self.peek()}"' if self.peek() else "the end"
+            raise self.fail(f"expected {what} at position {self.at + 1}, found {here}")
+        start, self.at = self.at, found.end()
+        return found.group(), start
+
+    def sequence(self, opened_at: int | None) -> list[Layer]:
+        layers: list[Layer] = []
+        while True:
+            self.skip_blanks()
+            if not self.peek():
+                if opened_at is not None:
+                    raise self.fail(f'"(" at position {opened_at + 1} is never closed', opened_at)
+                if not layers:
+                    raise self.fail("the layout is empty: write at least one mixer, such as full")
+                return layers
+            if self.peek() == ")":
+                if opened_at is None:
+                    raise self.fail(f'")" at position {self.at + 1} closes nothing')
+                if not layers:
+                    raise self.fail(f'"()" at position {opened_at + 1} is empty', opened_at)
+                self.at += 1
+                return layers
+            start = self.at
+            layers.extend(self.item())
+            if len(layers) > MOST_LAYERS:
+                raise self.fail(f"more than {MOST_LAYERS} layers: no network is that deep", start)
+
+    def item(self) -> list[Layer]:
+        times, start = 1, self.at
+        counted = _COUNT.match(self.text, self.at)
+        if counted:
+            if len(counted.group(1)) > 6 or not 1 <= int(counted.group(1)) <= MOST_LAYERS:
+                raise self.fail(f"count {counted.group(1)} is not between 1 and {MOST_LAYERS}", start)
+            times, self.at = int(counted.group(1)), counted.end()
+            self.skip_blanks()
+        opened_at = self.at
+        inside = self.sequence(opened_at) if self.take("(") else [self.layer()]
+        if times * len(inside) > MOST_LAYERS:
+            raise self.fail(f"more than {MOST_LAYERS} layers: no network is that deep", start)
+        return inside * times
+
+    def layer(self) -> Layer:
+        branches = [self.branch("mixer", self.words.mixers)]
+        while self.take("|"):
+            branches.append(self.branch("mixer", self.words.mixers))
+        channel = Branch(DEFAULT_CHANNEL)
+        if self.take("/"):
+            channel = self.branch("channel mixer", self.words.channels)
+        return Layer(tuple(branches), channel)
+
+    def branch(self, kind: str, known: Mapping[str, Word]) -> Branch:
+        name, start = self.word(f"a {kind}")
+        if name not in known:
+            raise self.fail(f'no {kind} "{name}"{nearest(name, known)} (nas mixers lists all)', start)
+        if self.peek() != "[":
+            return Branch(name)
+        opened_at = self.at
+        self.at += 1
+        settings: dict[str, Value] = {}
+        while True:
+            setting, place = self.word(f"a setting of {name}")
+            settings_known = known[name].settings
+            if setting not in settings_known:
+                has = f"it has {', '.join(settings_known)}" if settings_known else "it has none"
+                raise self.fail(
+                    f'{name} has no setting "{setting}"{nearest(setting, settings_known)} ({has})', place
+                )
+            if setting in settings:
+                raise self.fail(f"{name}[{setting}] is given twice", place)
+            if not self.take("="):
+                raise self.fail(f'expected "=" after {setting} at position {self.at + 1}')
+            self.skip_blanks()
+            place, raw = self.at, self.value()
+            try:
+                settings[setting] = settings_known[setting].read(raw)
+            except ValueError as error:
+                raise self.fail(f"{name}: {error}", place) from None
+            if self.take(","):
+                continue
+            if self.take("]"):
+                break
+            if not self.peek():
+                raise self.fail(f'"[" at position {opened_at + 1} is never closed', opened_at)
+            raise self.fail(f'expected "," or "]" at position {self.at + 1}, found "{self.peek()}"')
+        kept = {key: item for key, item in settings.items() if item != known[name].settings[key].default}
+        return Branch(name, tuple(sorted(kept.items())))
+
+    def value(self) -> Value:
+        number = _NUMBER.match(self.text, self.at)
+        if number:
+            self.at = number.end()
+            raw = number.group()
+            if self.peek() in ("k", "K"):
+                self.at += 1
+                return int(float(raw) * 1024)
+            return float(raw) if number.group(1) or number.group(2) else int(raw)
+        word, _ = self.word("a value")
+        return {"true": True, "false": False}.get(word, word)

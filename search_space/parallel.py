@@ -1,0 +1,44 @@
+"""Several mixers side by side in one layer: each reads the same input, and their normalised outputs are averaged.
+
+Letters: B batch, T time, D width.  After Hymba, arXiv:2411.13676: mean of RMS-normalised branches with learned gains.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search_space.spec import Mixer
+
+
+class Parallel(Mixer):
+    """The mean of the branches' outputs, each brought to the same scale first; states are kept as a tuple."""
+
+    def __init__(self, branches: Sequence[Mixer], width: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in branches)
+
+    def start(self, batch: int, max_len: int) -> tuple[Any, ...]:
+        return tuple(branch.start(batch, max_len) for branch in self._mixers())
+
+    def forward(self, x: Tensor, state: tuple[Any, ...] | None = None) -> tuple[Tensor, Any]:
+        states = state or (None,) * len(self.branches)
+        results = [branch(x, own) for branch, own in zip(self._mixers(), states, strict=True)]
+        return self._join([y for y, _ in results]), tuple(own for _, own in results) if state else None
+
+    def step(self, x: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
+        results = [branch.step(x, own) for branch, own in zip(self._mixers(), state, strict=True)]
+        return self._join([y for y, _ in results]), tuple(own for _, own in results)
+
+    def _mixers(self) -> list[Mixer]:
+        return [branch for branch in self.branches if isinstance(branch, Mixer)]
+
+    def _join(self, outputs: Sequence[Tensor]) -> Tensor:
+        return torch.stack([norm(y) for norm, y in zip(self.norms, outputs, strict=True)]).mean(0)
+
+
+def parallel_params(branches: int, width: int) -> int:
+    """Parameters beyond the branches' own: one gain a branch and channel."""
+    return branches * width if branches > 1 else 0

@@ -1,0 +1,41 @@
+"""Pieces that several mixers are built from: initial values of decays, and counts of attention's work."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from search_space.frame import Frame
+
+
+def fit_heads(
+    frame: Frame, heads: int | None, head_dim: int | None, *, published: int = 128, inner: int | None = None
+) -> tuple[int, int]:
+    """Heads and their width where one or both are left to the frame: together they fill `inner`, or the width."""
+    inner = inner or frame.width
+    if head_dim is None:
+        head_dim = max(8, inner // heads // 8 * 8) if heads else frame.head_size(published, inner)
+    return heads or max(1, inner // head_dim), head_dim
+
+
+def decay_bias(count: int) -> Tensor:
+    """[count] biases whose softplus is log-uniform in 0.001 … 0.1: time constants of tens to thousands of tokens."""
+    step = torch.exp(torch.empty(count).uniform_(math.log(1e-3), math.log(1e-1))).clamp(min=1e-4)
+    return step + torch.log(-torch.expm1(-step))
+
+
+def log_rates(count: int) -> Tensor:
+    """[count] logarithms of decay rates, uniform in 1 … 16 as in Mamba-2 and Kimi Linear."""
+    return torch.empty(count).uniform_(1.0, 16.0).log()
+
+
+def attend_flops(heads: int, key_width: int, value_width: int, keys: float) -> float:
+    """FLOPs of one query of every head over a number of keys: scores and weighted values."""
+    return 2.0 * heads * (key_width + value_width) * keys
+
+
+def mean_visible(context: int, window: int | None = None) -> float:
+    """Keys that a query sees, averaged over a prefill of the context."""
+    if window is None or context < window:
+        return (context + 1) / 2
+    return window - window * (window - 1) / (2 * context)

@@ -1,0 +1,82 @@
+"""States that several mixers keep: keys and values in order or in a ring, and the count of bytes of any state.
+
+Letters: B batch, S slots, G key heads, K key width, V value width.
+"""
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyValue:
+    """Keys [B, S, G, K] and values [B, S, G, V]; `length` tokens were seen. A ring where S is below what is to come."""
+
+    keys: Tensor
+    values: Tensor
+    length: int
+
+
+def start_key_value(
+    batch: int,
+    slots: int,
+    heads: int,
+    key_width: int,
+    value_width: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> KeyValue:
+    """An empty cache."""
+    return KeyValue(
+        keys=torch.zeros(batch, slots, heads, key_width, device=device, dtype=dtype),
+        values=torch.zeros(batch, slots, heads, value_width, device=device, dtype=dtype),
+        length=0,
+    )
+
+
+def append(state: KeyValue, keys: Tensor, values: Tensor) -> KeyValue:
+    """Write [B, T, G, *] after what is there.
+
+    Raises:
+        ValueError: the cache has fewer free slots than tokens came.
+    """
+    end = state.length + keys.shape[1]
+    if end > state.keys.shape[1]:
+        raise ValueError(
+            f"{end} tokens do not fit a cache of {state.keys.shape[1]}: start it with a larger max_len"
+        )
+    state.keys[:, state.length : end] = keys
+    state.values[:, state.length : end] = values
+    return replace(state, length=end)
+
+
+def append_ring(state: KeyValue, keys: Tensor, values: Tensor) -> KeyValue:
+    """Write [B, T, G, *] over the oldest slots; position t lies in slot t mod S."""
+    slots, count = state.keys.shape[1], keys.shape[1]
+    kept = min(count, slots)
+    end = state.length + count
+    places = torch.arange(end - kept, end, device=keys.device) % slots
+    state.keys[:, places] = keys[:, count - kept :].to(state.keys.dtype)
+    state.values[:, places] = values[:, count - kept :].to(state.values.dtype)
+    return replace(state, length=end)
+
+
+def read_ring(state: KeyValue) -> tuple[Tensor, Tensor]:
+    """What the ring holds in the order of time: the last min(length, S) keys and values."""
+    slots = state.keys.shape[1]
+    places = torch.arange(max(0, state.length - slots), state.length, device=state.keys.device) % slots
+    return state.keys[:, places], state.values[:, places]
+
+
+def state_bytes(state: Any) -> int:
+    """Bytes of every tensor in a state value, nested ones included."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if is_dataclass(state) and not isinstance(state, type):
+        return sum(state_bytes(getattr(state, item.name)) for item in fields(state))
+    if isinstance(state, (tuple, list)):
+        return sum(map(state_bytes, state))
+    return 0

@@ -1,0 +1,123 @@
+"""The open list of mixers, and what can be done with a layout once its words are known: read, check, plain, shrink."""
+
+from dataclasses import replace
+from functools import cache
+
+from search_space.channel.none import NoChannel
+from search_space.channel.swiglu import SwiGLU
+from search_space.frame import Frame
+from search_space.layout import Branch, Layer, Layout
+from search_space.mixers.full import Full
+from search_space.mixers.kda import KDA
+from search_space.mixers.linear import Linear
+from search_space.mixers.mamba2 import Mamba2
+from search_space.mixers.mla import MLA
+from search_space.mixers.window import Window
+from search_space.notation import Word, Words, nearest, parse
+from search_space.setting import settings_of
+from search_space.spec import ChannelSpec, MixerSpec, Spec, shrink
+
+VOCABULARY: dict[str, type[MixerSpec]] = {
+    spec.name: spec for spec in (Full, Window, Linear, Mamba2, KDA, MLA)
+}
+CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, NoChannel)}
+
+
+@cache
+def words() -> Words:
+    """What the notation may hold."""
+
+    def word(spec: type[Spec]) -> Word:
+        return Word(name=spec.name, settings={setting.name: setting for setting in settings_of(spec)})
+
+    return Words(
+        mixers={name: word(spec) for name, spec in VOCABULARY.items()},
+        channels={name: word(spec) for name, spec in CHANNELS.items()},
+    )
+
+
+def read(text: str) -> Layout:
+    """The layout that the notation says.
+
+    Raises:
+        LayoutError: it cannot be read; the error knows the position.
+    """
+    return parse(text, words())
+
+
+def mixer_of(branch: Branch) -> MixerSpec:
+    """The spec that a branch names.
+
+    Raises:
+        ValueError: an unknown mixer, setting or value.
+    """
+    if branch.mixer not in VOCABULARY:
+        raise ValueError(f'no mixer "{branch.mixer}"{nearest(branch.mixer, VOCABULARY)}')
+    return VOCABULARY[branch.mixer](**_known(VOCABULARY[branch.mixer], branch))
+
+
+def channel_of(branch: Branch) -> ChannelSpec:
+    """The spec of a channel mixer that a branch names; raises ValueError as `mixer_of`."""
+    if branch.mixer not in CHANNELS:
+        raise ValueError(f'no channel mixer "{branch.mixer}"{nearest(branch.mixer, CHANNELS)}')
+    return CHANNELS[branch.mixer](**_known(CHANNELS[branch.mixer], branch))
+
+
+def _known(spec: type[Spec], branch: Branch) -> dict[str, object]:
+    known = {setting.name for setting in settings_of(spec)}
+    for name, _ in branch.settings:
+        if name not in known:
+            raise ValueError(f'{branch.mixer} has no setting "{name}"{nearest(name, known)}')
+    return dict(branch.settings)
+
+
+def branch_of(spec: Spec) -> Branch:
+    """The branch that names a spec; what equals its default is left out."""
+    given = {setting.name: getattr(spec, setting.name) for setting in settings_of(type(spec))}
+    defaults = {setting.name: setting.default for setting in settings_of(type(spec))}
+    return Branch(
+        spec.name, tuple(sorted((name, value) for name, value in given.items() if value != defaults[name]))
+    )
+
+
+def check(layout: Layout, frame: Frame) -> None:
+    """Raise ValueError if a layer's sizes do not fit together in the frame."""
+    for layer in dict.fromkeys(layout.layers):
+        for branch in layer.branches:
+            mixer_of(branch).sized(frame)
+        channel_of(layer.channel).sized(frame)
+
+
+def plain(layout: Layout, frame: Frame) -> Layout:
+    """The same network in this frame with every size left out that the frame would choose anyway."""
+    done = {layer: _plain_layer(layer, frame) for layer in dict.fromkeys(layout.layers)}
+    return Layout(tuple(done[layer] for layer in layout.layers))
+
+
+def _plain_layer(layer: Layer, frame: Frame) -> Layer:
+    return Layer(
+        tuple(branch_of(_plain_spec(mixer_of(branch), frame)) for branch in layer.branches), layer.channel
+    )
+
+
+def _plain_spec(spec: MixerSpec, frame: Frame) -> MixerSpec:
+    full = spec.sized(frame)
+    for setting in settings_of(type(spec)):
+        if setting.default is None and getattr(spec, setting.name) is not None:
+            shorter = replace(spec, **{setting.name: None})
+            if shorter.sized(frame) == full:
+                spec = shorter
+    return spec
+
+
+def shrink_layout(layout: Layout, target: Frame, proxy: Frame) -> Layout:
+    """The layout as it is trained in the proxy frame: every size by its unit's law; sources in `spec.shrink`."""
+
+    def smaller(layer: Layer) -> Layer:
+        return Layer(
+            tuple(branch_of(shrink(mixer_of(branch), target, proxy)) for branch in layer.branches),
+            branch_of(shrink(channel_of(layer.channel), target, proxy)),
+        )
+
+    done = {layer: smaller(layer) for layer in dict.fromkeys(layout.layers)}
+    return plain(Layout(tuple(done[layer] for layer in layout.layers)), proxy)
