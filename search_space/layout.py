@@ -11,6 +11,7 @@ Equal layouts print equally: runs and nested repeats are folded to the shortest 
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -125,29 +126,68 @@ def fold(tokens: Sequence[str]) -> str:
     """The shortest notation of a sequence of layers, by runs and nested repeats; ties go to the earlier split."""
     count = len(tokens)
     period = next(p for p in range(1, count + 1) if count % p == 0 and tokens[p:] == tokens[:-p])
-    best: dict[tuple[int, int], tuple[str, bool]] = {}
-    for length in range(1, period + 1):
-        for start in range(period - length + 1):
-            best[start, start + length] = _shortest(tokens, best, start, start + length)
-    return _repeat(*best[0, period], count // period)
+    unit = tokens[:period]
+    return _repeat(_write(unit, _plan(unit), 0, period), period, count // period)
 
 
-def _shortest(
-    tokens: Sequence[str], best: Mapping[tuple[int, int], tuple[str, bool]], start: int, end: int
-) -> tuple[str, bool]:
-    """The shortest text of tokens[start:end], and whether it is a single item."""
-    length = end - start
-    if length == 1:
-        return tokens[start], True
-    for period in range(1, length // 2 + 1):
-        if length % period == 0 and tokens[start : end - period] == tokens[start + period : end]:
-            return _repeat(*best[start, start + period], length // period), True
-    split = min(range(start + 1, end), key=lambda cut: len(best[start, cut][0]) + len(best[cut, end][0]))
-    return f"{best[start, split][0]} {best[split, end][0]}", False
+def _plan(tokens: Sequence[str]) -> dict[tuple[int, int], tuple[int, bool]]:
+    """How the shortest text of each stretch of tokens begins: with so many tokens, and whether those repeat throughout.
+
+    The work grows with the cube of the count, so the innermost loop adds whole lists of lengths.
+    """
+    plan: dict[tuple[int, int], tuple[int, bool]] = {}
+    matches = _matches(tokens)
+    by_start, by_end = [[len(token)] for token in tokens], [[len(token)] for token in tokens]
+    for length in range(2, len(tokens) + 1):
+        periods = [period for period in range(1, length // 2 + 1) if length % period == 0]
+        for start in range(len(tokens) - length + 1):
+            end = start + length
+            period = next((p for p in periods if matches[p][start] >= length - p), None)
+            if period is not None:
+                # Brackets count two; the period is primitive, so that only one token goes without.
+                size = by_start[start][period - 1] + len(f"{length // period}*") + 2 * (period > 1)
+                plan[start, end] = period, True
+            else:
+                sums = list(map(operator.add, by_start[start], reversed(by_end[end - 1])))
+                size = min(sums) + 1
+                plan[start, end] = sums.index(size - 1) + 1, False
+            by_start[start].append(size)
+            by_end[end - 1].append(size)
+    return plan
 
 
-def _repeat(text: str, single: bool, times: int) -> str:
+def _matches(tokens: Sequence[str]) -> list[list[int]]:
+    """By distance and start: how many tokens in a row equal the ones that stand so far behind them."""
+    table = []
+    for distance in range(len(tokens)):
+        runs, run = [0] * len(tokens), 0
+        for start in range(len(tokens) - distance - 1, -1, -1):
+            run = run + 1 if tokens[start] == tokens[start + distance] else 0
+            runs[start] = run
+        table.append(runs)
+    return table
+
+
+def _write(
+    tokens: Sequence[str], plan: Mapping[tuple[int, int], tuple[int, bool]], start: int, end: int
+) -> str:
+    """The text of tokens[start:end] by the plan."""
+    parts, todo = [], [(start, end)]
+    while todo:
+        start, end = todo.pop()
+        if end - start == 1:
+            parts.append(tokens[start])
+            continue
+        first, repeats = plan[start, end]
+        if repeats:
+            unit = _write(tokens, plan, start, start + first)
+            parts.append(_repeat(unit, first, (end - start) // first))
+        else:
+            todo += [(start + first, end), (start, start + first)]
+    return " ".join(parts)
+
+
+def _repeat(unit: str, layers: int, times: int) -> str:
     if times == 1:
-        return text
-    # A repeat of a repeat would need parentheses too, but periods are primitive, so it never occurs here.
-    return f"{times}*{text}" if single else f"{times}*({text})"
+        return unit
+    return f"{times}*{unit}" if layers == 1 else f"{times}*({unit})"

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from search_space.layout import DEFAULT_CHANNEL, Branch, Layer, Layout
 from search_space.setting import Setting, Value
 
-MOST_LAYERS = 4096
+MOST_LAYERS = 512
+MOST_OPEN = 64
+"""Parentheses that may be open at once; reading is recursive."""
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _COUNT = re.compile(r"(\d+)\s*\*")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
@@ -63,6 +65,7 @@ class _Reader:
         self.text = text
         self.words = words
         self.at = 0
+        self.open = 0
 
     def fail(self, message: str, position: int | None = None) -> LayoutError:
         return LayoutError(message, self.text, self.at if position is None else position)
@@ -120,11 +123,20 @@ class _Reader:
                 raise self.fail(f"count {counted.group(1)} is not between 1 and {MOST_LAYERS}", start)
             times, self.at = int(counted.group(1)), counted.end()
             self.skip_blanks()
-        opened_at = self.at
-        inside = self.sequence(opened_at) if self.take("(") else [self.layer()]
+        inside = self.group() if self.peek() == "(" else [self.layer()]
         if times * len(inside) > MOST_LAYERS:
             raise self.fail(f"more than {MOST_LAYERS} layers: no network is that deep", start)
         return inside * times
+
+    def group(self) -> list[Layer]:
+        if self.open == MOST_OPEN:
+            raise self.fail(f'more than {MOST_OPEN} "(" are open at position {self.at + 1}')
+        opened_at = self.at
+        self.at += 1
+        self.open += 1
+        inside = self.sequence(opened_at)
+        self.open -= 1
+        return inside
 
     def layer(self) -> Layer:
         branches = [self.branch("mixer", self.words.mixers)]
@@ -176,10 +188,12 @@ class _Reader:
         number = _NUMBER.match(self.text, self.at)
         if number:
             self.at = number.end()
-            raw = number.group()
+            size = float(number.group())
             if self.peek() in ("k", "K"):
                 self.at += 1
-                return int(float(raw) * 1024)
-            return float(raw) if number.group(1) or number.group(2) else int(raw)
+                return int(size * 1024) if (size * 1024).is_integer() else size * 1024
+            # Beyond sixteen digits no setting has an option, and int() refuses thousands of them.
+            whole = not (number.group(1) or number.group(2)) and len(number.group()) <= 16
+            return int(number.group()) if whole else size
         word, _ = self.word("a value")
         return {"true": True, "false": False}.get(word, word)

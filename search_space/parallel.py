@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from search_space.parts import Norm
 from search_space.spec import Mixer
 
 
@@ -18,7 +19,7 @@ class Parallel(Mixer):
     def __init__(self, branches: Sequence[Mixer], width: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
-        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in branches)
+        self.norms = nn.ModuleList(Norm(width, eps=1e-6) for _ in branches)
 
     def start(self, batch: int, max_len: int) -> tuple[Any, ...]:
         return tuple(branch.start(batch, max_len) for branch in self._mixers())

@@ -1,11 +1,24 @@
-"""Pieces that several mixers are built from: initial values of decays, and counts of attention's work."""
+"""Pieces that several mixers are built from: the norm, initial values of decays, and counts of attention's work."""
 
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from search_space.frame import Frame
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm over the last dimension: in the weight's type, which autocast leaves wide, returned in x's."""
+
+    def __init__(self, width: int, *, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
 def fit_heads(

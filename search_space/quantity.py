@@ -1,5 +1,6 @@
 """Quantities as people write and read them: 32k, 64MiB, 1.5ms, 201 M; pure text, no torch."""
 
+import math
 import re
 
 _SUFFIX = {
@@ -27,7 +28,11 @@ def read_quantity(text: str) -> float:
         ValueError: the text is no such quantity.
     """
     found = _QUANTITY.fullmatch(text.strip())
-    if not found or found.group(2).lower() not in _SUFFIX:
+    if (
+        not found
+        or found.group(2).lower() not in _SUFFIX
+        or not math.isfinite(float(found.group(1)) * 1024**3)
+    ):
         raise ValueError(f"{text!r} is not a quantity: write it like 32768, 32k, 64MiB or 1.5ms")
     return float(found.group(1)) * _SUFFIX[found.group(2).lower()]
 
@@ -81,4 +86,4 @@ def show_seconds(value: float) -> str:
 def _digits(value: float) -> str:
     if value == int(value) and abs(value) < 10000:
         return str(int(value))
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"

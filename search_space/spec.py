@@ -165,18 +165,27 @@ def shrink(spec: AnySpec, target: Frame, proxy: Frame) -> AnySpec:
         # A size of nought says that the part is absent, and stays so.
         if setting.unit in by_unit and value:
             values[name] = round_to(value * by_unit[setting.unit], UNITS[setting.unit].step)
+        if setting.unit == "tokens" and value < target.train_length:
+            values[name] = min(values[name], _below(proxy.train_length, UNITS["tokens"].step))
     if "heads" in settings:
         heads, head_dim = getattr(full, "heads"), getattr(full, "head_dim")  # noqa: B009
-        values["heads"], values["head_dim"] = _shrink_heads(heads, head_dim, ratio)
+        # The product first: a share such as 48/2304 is no exact number, its product with 2304 may be.
+        values["heads"], values["head_dim"] = _shrink_heads(
+            heads * head_dim * proxy.width / target.width, head_dim * math.sqrt(ratio)
+        )
         for name, setting in settings.items():
             if setting.unit == "groups":
-                values[name] = _share(getattr(full, name) / heads * values["heads"], values["heads"])
+                values[name] = _share(getattr(full, name) * values["heads"] / heads, values["heads"])
     return replace(full, **values)
 
 
-def _shrink_heads(heads: int, head_dim: int, ratio: float) -> tuple[int, int]:
-    """Heads and their width at a smaller total: an exact divisor where there is one, else the nearest pair."""
-    ideal, total_width = head_dim * math.sqrt(ratio), heads * head_dim * ratio
+def _below(length: int, step: int) -> int:
+    """The largest multiple of `step` below a length, at least one step: a span that does not cover the text."""
+    return max(1, (length - 1) // step) * step
+
+
+def _shrink_heads(total_width: float, ideal: float) -> tuple[int, int]:
+    """Heads and their width at a total: an exact divisor near the ideal width where there is one, else the nearest pair."""
     if total_width % 8 == 0:
         size = nearest_divisor(int(total_width), ideal)
         return int(total_width) // size, size

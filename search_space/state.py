@@ -53,11 +53,17 @@ def append(state: KeyValue, keys: Tensor, values: Tensor) -> KeyValue:
     return replace(state, length=end)
 
 
-def append_ring(state: KeyValue, keys: Tensor, values: Tensor) -> KeyValue:
-    """Write [B, T, G, *] over the oldest slots; position t lies in slot t mod S."""
+def append_ring(state: KeyValue, keys: Tensor, values: Tensor, span: int) -> KeyValue:
+    """Write [B, T, G, *] over the oldest slots; position t lies in slot t mod S.
+
+    Raises:
+        ValueError: the ring is shorter than the `span` that is read back, and would lose what is still wanted.
+    """
     slots, count = state.keys.shape[1], keys.shape[1]
     kept = min(count, slots)
     end = state.length + count
+    if end > slots and slots < span:
+        raise ValueError(f"{end} tokens do not fit a ring of {slots}: start it with a larger max_len")
     places = torch.arange(end - kept, end, device=keys.device) % slots
     state.keys[:, places] = keys[:, count - kept :].to(state.keys.dtype)
     state.values[:, places] = values[:, count - kept :].to(state.values.dtype)
@@ -80,3 +86,16 @@ def state_bytes(state: Any) -> int:
     if isinstance(state, (tuple, list)):
         return sum(map(state_bytes, state))
     return 0
+
+
+def advance(state: Any, length: int) -> Any:
+    """The state as if `length` tokens had been seen; what they left is nought. For timing, not for results."""
+    if isinstance(state, (tuple, list)):
+        return type(state)(advance(own, length) for own in state)
+    if (
+        is_dataclass(state)
+        and not isinstance(state, type)
+        and any(item.name == "length" for item in fields(state))
+    ):
+        return replace(state, **{"length": length})
+    return state

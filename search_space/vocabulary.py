@@ -89,7 +89,7 @@ def check(layout: Layout, frame: Frame) -> None:
 
 
 def plain(layout: Layout, frame: Frame) -> Layout:
-    """The same network in this frame with every size left out that the frame would choose anyway."""
+    """The same network in this frame, with every size left out that the frame would choose anyway: one text a network."""
     done = {layer: _plain_layer(layer, frame) for layer in dict.fromkeys(layout.layers)}
     return Layout(tuple(done[layer] for layer in layout.layers))
 
@@ -101,13 +101,22 @@ def _plain_layer(layer: Layer, frame: Frame) -> Layer:
 
 
 def _plain_spec(spec: MixerSpec, frame: Frame) -> MixerSpec:
-    full = spec.sized(frame)
+    # From all sizes down, so that heads=32 and head_dim=64 come out the same where they mean the same.
+    full = short = spec.sized(frame)
     for setting in settings_of(type(spec)):
-        if setting.default is None and getattr(spec, setting.name) is not None:
-            shorter = replace(spec, **{setting.name: None})
-            if shorter.sized(frame) == full:
-                spec = shorter
-    return spec
+        if setting.default is None:
+            shorter = replace(short, **{setting.name: None})
+            if _same_sizes(shorter, full, frame):
+                short = shorter
+    return short
+
+
+def _same_sizes(spec: MixerSpec, full: MixerSpec, frame: Frame) -> bool:
+    try:
+        return spec.sized(frame) == full
+    except ValueError:
+        # Without this size the others do not fit together.
+        return False
 
 
 def shrink_layout(layout: Layout, target: Frame, proxy: Frame) -> Layout:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from search_space.frame import Frame
@@ -34,4 +35,4 @@ class Nothing(Channel):
     """Adds nought to the residual stream."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.new_zeros(())
+        return torch.zeros_like(x)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from kernels.softmax_attention.ops import softmax_attention, softmax_attention_step
 from torch import Tensor, nn
 
+from kernels.softmax_attention.ops import softmax_attention, softmax_attention_step
 from search_space.frame import Frame
-from search_space.parts import attend_flops, fit_heads, mean_visible
+from search_space.parts import Norm, attend_flops, fit_heads, mean_visible
 from search_space.rotary import rotate
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
@@ -76,8 +76,8 @@ class FullMixer(Mixer):
         self.key = nn.Linear(frame.width, self.kv_heads * self.head_dim, bias=False)
         self.value = nn.Linear(frame.width, self.kv_heads * self.head_dim, bias=False)
         self.gate = nn.Linear(frame.width, inner, bias=False) if spec.gate else None
-        self.query_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if spec.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if spec.qk_norm else nn.Identity()
+        self.query_norm = Norm(self.head_dim, eps=1e-6) if spec.qk_norm else nn.Identity()
+        self.key_norm = Norm(self.head_dim, eps=1e-6) if spec.qk_norm else nn.Identity()
         self.out = nn.Linear(inner, frame.width, bias=False)
 
     def start(self, batch: int, max_len: int) -> KeyValue:

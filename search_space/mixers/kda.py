@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from kernels.channel_delta.ops import channel_delta, channel_delta_step
-from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from torch import Tensor, nn
 
+from kernels.channel_delta.ops import channel_delta, channel_delta_step
+from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from search_space.frame import Frame
-from search_space.parts import decay_bias, fit_heads, log_rates
+from search_space.parts import Norm, decay_bias, fit_heads, log_rates
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
 
@@ -85,7 +85,7 @@ class KDAMixer(Mixer):
         self.write = nn.Linear(frame.width, self.heads, bias=False)
         self.gate_down = nn.Linear(frame.width, self.head_dim, bias=False)
         self.gate_up = nn.Linear(self.head_dim, inner, bias=False)
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+        self.norm = Norm(self.head_dim, eps=1e-5)
         self.out = nn.Linear(inner, frame.width, bias=False)
 
     def start(self, batch: int, max_len: int) -> KDAState:  # noqa: ARG002
@@ -109,7 +109,7 @@ class KDAMixer(Mixer):
     def finish(self, read: Tensor, x: Tensor) -> Tensor:
         """Normalise each head of read [..., H, K], gate it by x [..., D], project."""
         gate = torch.sigmoid(self.gate_up(self.gate_down(x)))
-        y: Tensor = self.out(self.norm(read.to(self.norm.weight.dtype)).flatten(-2).to(gate.dtype) * gate)
+        y: Tensor = self.out(self.norm(read).flatten(-2).to(gate.dtype) * gate)
         return y
 
     def forward(self, x: Tensor, state: KDAState | None = None) -> tuple[Tensor, Any]:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from torch import Tensor, nn
 
+from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from search_space.frame import Frame
 from search_space.parts import fit_heads
 from search_space.setting import choice

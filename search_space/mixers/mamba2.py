@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
-from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from torch import Tensor, nn
 
+from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
+from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from search_space.frame import Frame
 from search_space.parts import decay_bias, fit_heads, log_rates
 from search_space.setting import choice

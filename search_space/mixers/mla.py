@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from kernels.softmax_attention.ops import softmax_attention, softmax_attention_step
 from torch import Tensor, nn
 
+from kernels.softmax_attention.ops import softmax_attention, softmax_attention_step
 from search_space.frame import Frame, round_to
-from search_space.parts import attend_flops, fit_heads, mean_visible
+from search_space.parts import Norm, attend_flops, fit_heads, mean_visible
 from search_space.rotary import rotate
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
@@ -84,7 +84,7 @@ class MLAMixer(Mixer):
         self.rank, self.shared, self.heads, self.head_dim = spec.rank, spec.shared, spec.heads, spec.head_dim
         self.query = nn.Linear(frame.width, self.heads * (self.head_dim + self.shared), bias=False)
         self.down = nn.Linear(frame.width, self.rank + self.shared, bias=False)
-        self.norm = nn.RMSNorm(self.rank, eps=1e-6)
+        self.norm = Norm(self.rank, eps=1e-6)
         self.up = nn.Linear(self.rank, self.heads * 2 * self.head_dim, bias=False)
         self.out = nn.Linear(self.heads * self.head_dim, frame.width, bias=False)
 
@@ -102,7 +102,7 @@ class MLAMixer(Mixer):
         own, turned = q.split([self.head_dim, self.shared], dim=-1)
         turned = rotate(turned, start, fraction=self.rotary, base=self.frame.rotary_base)
         key = rotate(key[:, :, None], start, fraction=self.rotary, base=self.frame.rotary_base)[:, :, 0]
-        return torch.cat([own, turned], dim=-1), torch.cat([self.norm(latent).to(key.dtype), key], dim=-1)
+        return torch.cat([own, turned], dim=-1), torch.cat([self.norm(latent), key], dim=-1)
 
     def expand(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [B, S, C + R] to keys [B, S, H, K + R] and values [B, S, H, K]."""

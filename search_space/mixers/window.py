@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from kernels.softmax_attention.ops import softmax_attention, softmax_attention_step
 from torch import Tensor, nn
 
+from kernels.softmax_attention.ops import softmax_attention, softmax_attention_step
 from search_space.frame import Frame
-from search_space.parts import attend_flops, fit_heads, mean_visible
+from search_space.parts import Norm, attend_flops, fit_heads, mean_visible
 from search_space.rotary import rotate
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
@@ -77,8 +77,8 @@ class WindowMixer(Mixer):
         self.query = nn.Linear(frame.width, self.heads * self.head_dim, bias=False)
         self.key = nn.Linear(frame.width, self.kv_heads * self.head_dim, bias=False)
         self.value = nn.Linear(frame.width, self.kv_heads * self.head_dim, bias=False)
-        self.query_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if spec.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if spec.qk_norm else nn.Identity()
+        self.query_norm = Norm(self.head_dim, eps=1e-6) if spec.qk_norm else nn.Identity()
+        self.key_norm = Norm(self.head_dim, eps=1e-6) if spec.qk_norm else nn.Identity()
         self.out = nn.Linear(self.heads * self.head_dim, frame.width, bias=False)
 
     def start(self, batch: int, max_len: int) -> KeyValue:
@@ -104,14 +104,14 @@ class WindowMixer(Mixer):
         q, k, v = self.project(x, state.length if state else 0)
         if state is not None:
             past_k, past_v = read_ring(state)
-            state = append_ring(state, k, v)
+            state = append_ring(state, k, v, self.size)
             k, v = torch.cat([past_k.to(k.dtype), k], dim=1), torch.cat([past_v.to(v.dtype), v], dim=1)
         attended = softmax_attention(q, k, v, window=self.size)
         return self.out(attended.flatten(2).to(x.dtype)), state
 
     def step(self, x: Tensor, state: KeyValue) -> tuple[Tensor, KeyValue]:
         q, k, v = self.project(x[:, None], state.length)
-        state = append_ring(state, k, v)
+        state = append_ring(state, k, v, self.size)
         visible = min(state.length, state.keys.shape[1])
         attended = softmax_attention_step(
             q[:, 0].to(state.keys.dtype), state.keys, state.values, visible=visible

@@ -1,0 +1,96 @@
+"""`nas cost`: what a layout costs in a frame, exactly and at once."""
+
+from typing import Annotated
+
+import typer
+
+from nas.cli.options import JsonOption, SizeOption
+
+NAME = "cost"
+
+
+def command(
+    layout: Annotated[
+        str, typer.Argument(help="Layout in the notation, or a preset's name such as kimi-linear.")
+    ],
+    width: Annotated[
+        str | None, typer.Option(metavar="N", help="Width of the network; 1024 if left out.")
+    ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N", help="Tokens that are visible, such as 32k. May be repeated."),
+    ] = None,
+    batch: SizeOption = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    depth: Annotated[
+        str | None, typer.Option(metavar="N", help="Stack the layout to so many layers.")
+    ] = None,
+    fill: Annotated[str, typer.Option(help="stack or stretch, for --depth.")] = "stack",
+    vocabulary: SizeOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Price a layout: parameters, FLOPs a token, cache bytes at one or more contexts."""
+    from dataclasses import replace
+
+    from nas.cli.options import size
+    from nas.cli.output import console, print_json
+    from nas.config import TargetConfig
+    from nas.errors import reading_input
+    from nas.prices import cost_json
+    from search_space.cost import embedding_params
+    from search_space.frame import Frame
+    from search_space.presets import PRESETS
+    from search_space.quantity import show_bytes, show_count, show_tokens
+    from search_space.vocabulary import check, read
+
+    default = TargetConfig()
+    with reading_input():
+        preset = PRESETS.get(layout)
+        base = preset.frame if preset else Frame(width=default.width)
+        contexts = [size("context", text) or 0 for text in context or []] or [base.context]
+        frame = replace(
+            base,
+            width=size("width", width) or base.width,
+            depth=size("depth", depth),
+            context=contexts[0],
+            batch=size("batch", batch) or 1,
+            dtype=dtype,
+            vocabulary=size("vocabulary", vocabulary) or base.vocabulary,
+        )
+        read_layout = preset.layout if preset else read(layout)
+        check(read_layout, frame)
+        answer = cost_json(read_layout, frame, contexts, fill)
+    answer["embedding_params"] = embedding_params(frame)
+    if json:
+        print_json(answer)
+        return 0
+    out = console()
+    flops = answer["flops_per_token"]
+    out.print(answer["layout"], markup=False, highlight=False, soft_wrap=True)
+    out.print(
+        f"{answer['layers']} layers of width {frame.width}: {show_count(answer['params'])} parameters "
+        f"(and {show_count(answer['embedding_params'])} in embedding and head)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    out.print(
+        f"{show_count(flops['prefill'])}FLOP a token in prefill, {show_count(flops['decode'])}FLOP in decode "
+        f"at {show_tokens(frame.context)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for entry in answer["cache"]:
+        out.print(
+            f"cache at {show_tokens(entry['context'])}: {show_bytes(entry['stored_bytes'])} stored, "
+            f"{show_bytes(entry['read_bytes'])} read a step  ({entry['stored_bytes']} bytes, batch {frame.batch}, "
+            f"{frame.dtype})",
+            highlight=False,
+            soft_wrap=True,
+        )
+        kinds = {(item["layer"], item["stored_bytes"]): 0 for item in entry["by_layer"]}
+        for item in entry["by_layer"]:
+            kinds[item["layer"], item["stored_bytes"]] += 1
+        for (name, stored), count in kinds.items():
+            line = f"  {count:>3} × {show_bytes(stored):>10}  {name}"
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,64 @@
+"""`nas dashboard`: the studies of a database in a browser, read-only and live."""
+
+from typing import Annotated
+
+import typer
+
+from nas.cli.options import StorageOption, StudyOption
+
+NAME = "dashboard"
+
+
+def command(
+    storage: StorageOption = None,
+    study: StudyOption = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; loopback unless told otherwise.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
+    token: Annotated[
+        str | None, typer.Option(help="Token that readers need; a new one is made if left out.")
+    ] = None,
+) -> int:
+    """Serve the dashboard until Ctrl-C."""
+    import secrets
+    import socket
+    from urllib.parse import quote
+
+    import uvicorn
+
+    from dashboards.app import create_app
+    from nas.cli.output import say
+    from nas.errors import EXIT_USAGE, Refused
+    from nas.open_study import open_study, storage_url
+    from storage.store import Store
+
+    if study is not None:
+        with open_study(storage, study):
+            pass
+    else:
+        Store.open(storage_url(storage), read_only=True).close()
+    if token is not None and len(token) < 8:
+        raise Refused("the token is too short: use at least 8 characters, or leave it out and one is made")
+    secret = token or secrets.token_urlsafe(24)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise Refused(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or --port 0 for a free one",
+            EXIT_USAGE,
+        ) from error
+    taken = listener.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    hosts = sorted({shown, "127.0.0.1", "localhost", "[::1]"})
+    app = create_app(storage_url(storage), token=secret, allowed_hosts=hosts)
+    page = f"&next=/studies/{quote(study, safe='')}" if study else ""
+    say(f"http://{shown}:{taken}/login?token={secret}{page}")
+    say("read-only and live; Ctrl-C stops it")
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    server.run(sockets=[listener])
+    return 0

@@ -1,0 +1,114 @@
+"""The command `nas`: the list of commands, and how every ending becomes a line and an exit code."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from nas.cli import (
+    cost,
+    dashboard,
+    doctor,
+    evaluate,
+    front,
+    measure,
+    mixers,
+    report,
+    search,
+    show,
+    space,
+    trials,
+)
+from nas.cli.output import say
+from nas.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, Refused
+from search_space.notation import LayoutError
+from storage.errors import StorageError
+
+app = typer.Typer(
+    name="nas",
+    help="Neural architecture search over hybrid layer layouts: which mixer stands in which layer, and how large.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for module in (
+    search,
+    front,
+    trials,
+    show,
+    cost,
+    measure,
+    evaluate,
+    mixers,
+    space,
+    report,
+    dashboard,
+    doctor,
+):
+    app.command(module.NAME)(module.command)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Neural architecture search over hybrid layer layouts: which mixer stands in which layer, and how large."""
+    del debug
+
+
+def run() -> None:
+    """The console script: run a command and leave with its exit code."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command line; 0 done, 1 internal, 2 usage, 3 storage, 4 nothing valid, 5 interrupted."""
+    if "--debug" in arguments:
+        return _run(arguments)
+    try:
+        return _run(arguments)
+    except Refused as error:
+        cause = error.__cause__
+        return _complain(cause if isinstance(cause, LayoutError) else error, error.code)
+    except LayoutError as error:
+        return _complain(error, EXIT_USAGE)
+    except StorageError as error:
+        return _complain(error, EXIT_STORAGE)
+    except KeyboardInterrupt:
+        say("nas: interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does; what it wanted, it has.
+        sys.stdout = None
+        return 0
+    except Exception as error:  # noqa: BLE001  the last line of defence: a bug is named, not hidden
+        say(f"nas: internal error, {type(error).__name__}: {error}")
+        say("     this is a bug; the same command with nas --debug shows the traceback")
+        return EXIT_INTERNAL
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = app(args=arguments, prog_name="nas", standalone_mode=False)
+    except typer.Exit as ending:
+        return ending.exit_code
+    except typer.TyperException as error:
+        say(f"nas: {error.format_message()}")
+        return error.exit_code
+    return result if isinstance(result, int) else 0
+
+
+def _complain(error: BaseException, code: int) -> int:
+    """One or two lines; a layout is shown with a mark under the place."""
+    first, *rest = str(error).splitlines() or [type(error).__name__]
+    if isinstance(error, LayoutError):
+        say(f"nas: layout: {first}")
+        if len(error.text) <= 200:
+            say(f"     {error.text}")
+            say(f"     {' ' * error.position}^")
+        return code
+    say(f"nas: {first}")
+    for line in rest:
+        say(f"     {line}")
+    return code

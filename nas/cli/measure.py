@@ -1,0 +1,77 @@
+"""`nas measure`: latency of a layout at the target, layer by layer and end to end, on this machine."""
+
+from typing import Annotated
+
+import typer
+
+from nas.cli.options import ConfigOption, JsonOption, SetOption, SizeOption, given_layers
+
+NAME = "measure"
+
+
+def command(
+    layout: Annotated[str, typer.Argument(help="Layout in the notation, in units of the target.")],
+    width: SizeOption = None,
+    context: SizeOption = None,
+    batch: SizeOption = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
+    depth: Annotated[
+        str | None, typer.Option(metavar="N", help="Layers; as many as written if left out.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="N", help="Tokens of the prefill; 2k if left out.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
+    whole: Annotated[bool, typer.Option(help="Also run all layers end to end.")] = True,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure even what is known for this machine.")
+    ] = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Measure decode and prefill latency with random weights; no training is needed."""
+    from contextlib import closing, nullcontext
+
+    import torch
+
+    from nas.cli.measure_page import measure_rows, print_rows
+    from nas.cli.options import size
+    from nas.cli.output import print_json, say
+    from nas.config import resolve
+    from nas.errors import Refused, reading_input
+    from nas.prices import LatencyBook, open_machine_table, prefill_frame
+    from search_space.cost import at_depth
+    from search_space.vocabulary import check, plain, read
+    from trainers.measure import device_name
+
+    torch.set_num_threads(1)
+    with reading_input():
+        target = {
+            "width": size("width", width),
+            "context": size("context", context),
+            "batch": size("batch", batch),
+            "dtype": dtype,
+            "device": device,
+        }
+        settings = resolve(given_layers(config, assignments, {"target": target}))
+        pattern = read(layout)
+        wanted = size("depth", depth) or len(pattern)
+        settings = resolve(settings.model_dump(mode="json"), {"target": {"depth": wanted}})
+        frame = settings.target.frame()
+        prompt_frame = prefill_frame(frame, size("prompt", prompt))
+        check(pattern, frame)
+    place = settings.target.device
+    if place.startswith("cuda") and not torch.cuda.is_available():
+        raise Refused(f"device {place} is not there: torch sees no GPU; use --device cpu")
+    network = at_depth(plain(pattern, frame), frame, settings.target.fill)
+    machine = open_machine_table(settings.latency_cache, say)
+    with closing(machine) if machine else nullcontext(), reading_input():
+        book = LatencyBook(store=None, machine=machine, device=place, warn=say, again=again)
+        answer = measure_rows(network, frame, prompt_frame, book, whole=whole)
+    answer["device"] = device_name(place)
+    if json:
+        print_json(answer)
+    else:
+        print_rows(answer)
+    return 0

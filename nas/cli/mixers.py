@@ -1,0 +1,50 @@
+"""`nas mixers`: the vocabulary, with what each mixer lets one choose."""
+
+from nas.cli.options import JsonOption
+
+NAME = "mixers"
+
+
+def command(json: JsonOption = False) -> int:
+    """List the mixers, their settings and their sources."""
+    from nas.cli.output import console, print_json
+    from nas.cli.picture import family_of
+    from nas.plan import families
+    from search_space.setting import settings_of, show_value
+    from search_space.vocabulary import CHANNELS, VOCABULARY
+
+    rows = [
+        {
+            "name": spec.name,
+            "family": spec.family,
+            "source": spec.source,
+            "settings": {
+                setting.name: {
+                    "options": list(setting.options),
+                    "unit": setting.unit,
+                    "default": setting.default,
+                    "searched": setting.searched,
+                }
+                for setting in settings_of(spec)
+            },
+        }
+        for spec in (*VOCABULARY.values(), *CHANNELS.values())
+    ]
+    if json:
+        print_json(rows)
+        return 0
+    out = console()
+    for spec in (*VOCABULARY.values(), *CHANNELS.values()):
+        mark = family_of(spec.name, families())
+        shown = f"[{mark.colour}]{mark.mark}[/]" if spec.name in VOCABULARY else "/"
+        out.print(
+            f"{shown} [bold]{spec.name}[/]  {spec.family}  ({spec.source})", highlight=False, soft_wrap=True
+        )
+        for setting in settings_of(spec):
+            default = "the frame's own" if setting.default is None else show_value(setting.default)
+            unit = f", in {setting.unit}" if setting.unit else ""
+            options = ", ".join(show_value(option) for option in setting.options)
+            out.print(
+                f"      {setting.name}: {options}{unit}; default {default}", markup=False, soft_wrap=True
+            )
+    return 0

@@ -1,0 +1,55 @@
+"""Options that several commands share, and the configuration they add up to."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search_space.quantity import read_count
+
+StudyOption = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Name of the study.")]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage", metavar="URL", help="Database, such as sqlite:///nas.db or postgresql://host/name."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="YAML file; unknown keys are refused.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set one key, such as target.width=2048. May be repeated."
+    ),
+]
+SizeOption = Annotated[str | None, typer.Option(metavar="N")]
+
+
+def size(name: str, text: str | None) -> int | None:
+    """A size such as 32k given to an option; raises ValueError that names the option."""
+    if text is None:
+        return None
+    try:
+        return read_count(text)
+    except ValueError as error:
+        raise ValueError(f"--{name}: {error}") from None
+
+
+def given_layers(config: Path | None, assignments: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """What the person gave, in rising order of weight: file, --set, flags; None means not given.
+
+    Raises:
+        ValueError: the file or an assignment cannot be read.
+    """
+    from nas.config import merge, read_assignments, read_file
+
+    below = read_file(config) if config else {}
+    return merge(merge(below, read_assignments(assignments or [])), without_none(flags))
+
+
+def without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested values that were given."""
+    kept = {key: without_none(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in kept.items() if value is not None and value != {}}

@@ -1,0 +1,127 @@
+"""Pictures in text: a layout as a strip of marks, the front as a table and as a scatter."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from nas.front import Beaten
+from search_space.family import FAMILIES, UNKNOWN_FAMILY, Family
+from search_space.quantity import show_bytes, show_count, show_ms, show_tokens
+from storage.records import TrialRecord
+
+SCATTER_WIDTH, SCATTER_HEIGHT = 64, 9
+
+
+def family_of(mixer: str, families: Mapping[str, str]) -> Family:
+    """The family of a mixer by a study's own table."""
+    return FAMILIES.get(families.get(mixer, ""), UNKNOWN_FAMILY)
+
+
+def strip(layers: Sequence[Mapping[str, Any]], families: Mapping[str, str]) -> Text:
+    """One coloured mark a layer; several mixers side by side show the first one's mark."""
+    text = Text()
+    for layer in layers:
+        family = family_of(layer["branches"][0]["mixer"], families)
+        text.append(family.mark, style=family.colour)
+    return text
+
+
+def legend(trials: Sequence[TrialRecord], families: Mapping[str, str]) -> Text:
+    """The marks that occur, with their families' names."""
+    used: dict[str, Family] = {}
+    for trial in trials:
+        for layer in trial.layout.layers:
+            for branch in layer["branches"]:
+                family = family_of(branch["mixer"], families)
+                used.setdefault(family.name, family)
+    text = Text("  ")
+    for family in used.values():
+        text.append(family.mark, style=family.colour)
+        text.append(f" {family.title}   ")
+    return text
+
+
+def front_table(
+    trials: Sequence[TrialRecord],
+    families: Mapping[str, str],
+    contexts: Sequence[int],
+    letters: Sequence[str],
+) -> Table:
+    """The front, one row a layout; letters are the marks of the scatter below."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("")
+    table.add_column("trial", justify="right")
+    table.add_column("layout", overflow="fold")
+    table.add_column("strip")
+    table.add_column("quality", justify="right")
+    table.add_column("decode", justify="right")
+    for context in contexts:
+        table.add_column(f"cache {show_tokens(context)}", justify="right")
+    table.add_column("params", justify="right")
+    table.add_column("origin")
+    for trial, letter in zip(trials, letters, strict=True):
+        table.add_row(
+            letter,
+            str(trial.number),
+            Text(trial.layout.text),
+            strip(trial.layout.layers, families),
+            f"{trial.result.quality:.3f}" if trial.result else "",
+            show_ms(trial.costs["latency_ms"]),
+            *(show_bytes(trial.costs[f"kv_bytes@{context}"]) for context in contexts),
+            show_count(trial.costs["params"]),
+            trial.origin,
+        )
+    return table
+
+
+def front_letters(count: int) -> list[str]:
+    """a, b, c, … for the rows of a front; a front of more than 26 goes on with A, B, C and then dots."""
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return [letters[index] if index < len(letters) else "·" for index in range(count)]
+
+
+def scatter(
+    trials: Sequence[TrialRecord], others: Sequence[TrialRecord], letters: Sequence[str], cost: str
+) -> str:
+    """Quality upwards against a cost by its logarithm; letters are the front, dots the rest."""
+    shown = [trial for trial in [*trials, *others] if trial.result]
+    if len(shown) < 2:
+        return ""
+    costs = [math.log10(max(trial.costs[cost], 1e-9)) for trial in shown]
+    qualities = [trial.result.quality for trial in shown if trial.result]
+    low, high = min(costs), max(costs)
+    worst, best = min(qualities), max(qualities)
+    grid = [[" "] * SCATTER_WIDTH for _ in range(SCATTER_HEIGHT)]
+    marks = [*letters, *["·"] * len(others)]
+    # The front is drawn last, so that no dot hides a letter.
+    for place, quality, mark in reversed(list(zip(costs, qualities, marks, strict=True))):
+        column = round((place - low) / ((high - low) or 1) * (SCATTER_WIDTH - 1))
+        line = round((best - quality) / ((best - worst) or 1) * (SCATTER_HEIGHT - 1))
+        grid[line][column] = mark
+    lines = ["  quality"]
+    for index, cells in enumerate(grid):
+        value = best - (best - worst) * index / (SCATTER_HEIGHT - 1)
+        label = f"{value:.2f} ┤" if index % 4 == 0 else "     │"
+        lines.append(f"  {label}{''.join(cells).rstrip()}")
+    show = show_ms if cost == "latency_ms" else show_bytes if cost.startswith("kv_bytes") else show_count
+    left, right = show(10**low), show(10**high)
+    lines.append(f"       └{'─' * SCATTER_WIDTH}")
+    lines.append(
+        f"        {left}{' ' * max(1, SCATTER_WIDTH - len(left) - len(right))}{right}  {cost}, log scale"
+    )
+    return "\n".join(lines)
+
+
+def beaten_lines(items: Sequence[Beaten]) -> list[str]:
+    """`4*mamba2 (uniform) by "kda window" (quality +.05, kv_bytes −22 %)`, one a line."""
+    lines = []
+    for item in items:
+        changes = [f"quality {item.quality_gain:+.3f}"]
+        changes += [f"{name} {(ratio - 1) * 100:+.0f} %" for name, ratio in item.cost_ratios.items()]
+        lines.append(
+            f'{item.trial.layout.text} ({item.trial.origin}) by "{item.by.layout.text}" ({", ".join(changes)})'
+        )
+    return lines

@@ -1,0 +1,129 @@
+"""A search as it is seen: a bar on a terminal, one plain line a trial elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from search_space.layout import Layout
+from search_space.quantity import show_seconds
+from storage.records import TrialRecord
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+class ProgressWatcher:
+    """Shows a search on standard error; implements nas.search.Watcher."""
+
+    def __init__(self, console: Console, *, total: int, done: int) -> None:
+        self.console, self.total = console, total
+        self.done = self.before = done
+        self.running = 0
+        self.skips = 0
+        self.volumes: list[float] = []
+        self.best: TrialRecord | None = None
+        self.began = time.monotonic()
+        self.progress: Progress | None = None
+        self.task: Any = None
+
+    def __enter__(self) -> "ProgressWatcher":
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn(" "),
+                BarColumn(bar_width=36),
+                TextColumn("{task.completed}/{task.total}  {task.fields[state]}"),
+                console=self.console,
+                refresh_per_second=4,
+                transient=True,
+            )
+            self.progress.start()
+            self.task = self.progress.add_task(
+                "trials", total=self.total, completed=self.done, state="starting"
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def started(self, trial: TrialRecord) -> None:
+        """One more is running."""
+        self.running += 1
+        self._show()
+        if self.progress is None and self.done == self.before and self.running == 1:
+            self._line(f"first trial running: {trial.layout.text}")
+
+    def ended(
+        self, trial: TrialRecord, *, hypervolume: float, best: TrialRecord | None, reused: bool
+    ) -> None:
+        """One trial less to come."""
+        self.done += 1
+        self.running = max(0, self.running - (0 if reused else 1))
+        self.volumes.append(hypervolume)
+        self.best = best
+        self._show()
+        result = trial.result
+        ending = f"quality {result.quality:.3f}" if result else f"{trial.state}: {trial.why}"
+        known = ", known already" if reused else ""
+        if self.progress is None:
+            self._line(
+                f"[{self.done}/{self.total}] trial {trial.number} {trial.layout.text} ({trial.origin}): "
+                f"{ending}{known}; hypervolume {hypervolume:.3f}, {self._left()}"
+            )
+        elif trial.state != "done":
+            self._line(f"trial {trial.number} {trial.layout.text}: {ending}")
+
+    def skipped(self, layout: Layout, why: str) -> None:
+        """A proposal was turned down."""
+        del layout, why
+        self.skips += 1
+        self._show()
+
+    def stopping(self, running: int) -> None:
+        """The first Ctrl-C."""
+        self._line(
+            f"stopping: {running} running trial{'s' if running != 1 else ''} will finish; Ctrl-C again stops at once"
+        )
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        if self.progress is not None and text.startswith("measuring"):
+            self.progress.update(self.task, state=text)
+        else:
+            self._line(text)
+
+    def tick(self, running: int) -> None:
+        """Nothing ended for a while."""
+        self.running = running
+        self._show()
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _left(self) -> str:
+        new = self.done - self.before
+        if not new:
+            return "time left unknown"
+        return f"{show_seconds((time.monotonic() - self.began) / new * max(0, self.total - self.done))} left"
+
+    def _show(self) -> None:
+        if self.progress is None:
+            return
+        parts = [f"{self.running} running", self._left()]
+        if self.best is not None and self.best.result is not None:
+            parts.append(f"best {self.best.result.quality:.3f} {self.best.layout.text}")
+        if self.volumes:
+            parts.append(f"hypervolume {self.volumes[-1]:.3f} {spark(self.volumes)}")
+        if self.skips:
+            parts.append(f"skipped {self.skips}")
+        self.progress.update(self.task, completed=self.done, state=" · ".join(parts))
+
+
+def spark(values: list[float], points: int = 8) -> str:
+    """A few bars that show how a number rose."""
+    picked = [values[index * len(values) // points] for index in range(min(points, len(values)))][
+        :-1
+    ] + values[-1:]
+    low, high = min(picked), max(picked)
+    return "".join(SPARKS[round((value - low) / ((high - low) or 1) * (len(SPARKS) - 1))] for value in picked)

@@ -1,0 +1,61 @@
+"""`nas search`: sample layouts, train each one briefly, price it at the target, keep the front."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli.options import ConfigOption, JsonOption, SetOption, StorageOption, StudyOption, given_layers
+
+NAME = "search"
+
+
+def command(
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    trials: Annotated[int | None, typer.Option(help="Trials that the study shall have in all.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trials at the same time, one core each.")] = None,
+    sampler: Annotated[str | None, typer.Option(metavar="NAME", help="random, tpe or nsga2.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampler, the weights and the data.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Text file or folder for the language-modelling task.")
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="inline, ray, or auto: inline for one worker and Ray for more.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster that is there.")
+    ] = None,
+    constraint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE", help="full>=1, attention<=2, full not first, kv_bytes<=64MiB. May be repeated."
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Search for layouts; the same command goes on where a study stopped."""
+    from nas.errors import reading_input
+    from nas.session import run_search
+
+    flags = {
+        "study": study,
+        "storage": storage,
+        "trials": trials,
+        "workers": workers,
+        "sampler": sampler,
+        "seed": seed,
+        "data": None
+        if data is None
+        else str(data)
+        if str(data) == "stdlib"
+        else str(data.expanduser().absolute()),
+        "pool": pool,
+        "ray_address": ray_address,
+        "space": {"constraints": tuple(constraint) if constraint else None},
+    }
+    with reading_input():
+        given = given_layers(config, assignments, flags)
+    return run_search(given, json_output=json)

@@ -1,0 +1,87 @@
+"""One trial in the terminal: why it costs what it costs, and what it learnt."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nas.cli.picture import strip
+from search_space.layout import from_json
+from search_space.quantity import show_bytes, show_count, show_ms, show_seconds
+from storage.records import StudyRecord, TrialRecord
+
+
+def print_trial(
+    trial: TrialRecord,
+    study: StudyRecord,
+    url: str,
+    *,
+    on_front: bool,
+    trials: Sequence[TrialRecord],
+    out: Console,
+) -> None:
+    """Everything that is known of a trial."""
+    place = "on the front" if on_front else "not on the front"
+    out.print(Text.assemble(f"trial {trial.number}  ", (trial.layout.text, "bold"), "  "), end="")
+    out.print(strip(trial.layout.layers, study.families))
+    out.print(f"{trial.state}, {place}, {trial.origin}; attempts {trial.attempts}", highlight=False)
+    if trial.why:
+        out.print(Text(f"why: {trial.why}"), soft_wrap=True)
+    out.print(_layers(trial, study))
+    costs = trial.costs
+    whole = f", {show_ms(costs['latency_ms_whole'])} run end to end" if "latency_ms_whole" in costs else ""
+    out.print(
+        f"network of {study.config['target']['depth']} layers: {show_count(costs['params'])} parameters, "
+        f"{show_bytes(costs['kv_bytes'])} of cache, {show_ms(costs['latency_ms'])} a decode step summed{whole}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    result = trial.result
+    if result is None:
+        return
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in result.scores.items())
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in result.details.get("metrics", {}).items())
+    out.print(f"quality {result.quality:.3f}: {scores}", highlight=False)
+    out.print(f"  {metrics}", highlight=False, soft_wrap=True)
+    better = sum(1 for other in trials if other.result and other.result.quality > result.quality)
+    out.print(
+        f"  {better} of {sum(1 for other in trials if other.result)} trials have a higher quality",
+        highlight=False,
+    )
+    share = result.train_s / result.worker_s if result.worker_s else 0.0
+    out.print(
+        f"trained as {result.details.get('layout', '?')}: {result.steps} steps, {show_count(result.tokens)} tokens; "
+        f"{show_seconds(result.worker_s)} in the worker, {share * 100:.1f} % of it inside the training loop",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    target = study.config["target"]
+    out.print(
+        f"\nNext:  nas cost '{trial.layout.text}' --width {target['width']} --depth {target['depth']} "
+        f"--context {target['context']}\n       nas front --study {study.name} --storage {url}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _layers(trial: TrialRecord, study: StudyRecord) -> Table:
+    """The pattern's layers, one a row, at the target's size."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("layer", "mixer", "", "parameters", "cache", "decode"):
+        table.add_column(title, justify="right" if title in ("parameters", "cache", "decode") else "left")
+    layers = from_json(trial.layout.layers).layers
+    for index, (layer, shown, costs) in enumerate(
+        zip(layers, trial.layout.layers, trial.layer_costs, strict=True)
+    ):
+        table.add_row(
+            str(index + 1),
+            Text(str(layer)),
+            strip([shown], study.families),
+            show_count(costs["params"]),
+            show_bytes(costs["kv_bytes"]),
+            show_ms(costs["latency_ms"]),
+        )
+    return table

@@ -1,0 +1,59 @@
+"""`nas trials`: every trial of a study, and how it ended."""
+
+from typing import Annotated
+
+import typer
+
+from nas.cli.options import JsonOption, StorageOption, StudyOption
+
+NAME = "trials"
+
+
+def command(
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only those: done, pruned, unfit, lost, running, waiting.")
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """List a study's trials."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from nas.cli.output import console, print_json
+    from nas.cli.picture import strip
+    from nas.errors import Refused
+    from nas.front import trial_row
+    from nas.open_study import open_study
+    from search_space.notation import nearest
+    from search_space.quantity import show_bytes, show_ms
+    from storage.records import STATES
+
+    for name in state or []:
+        if name not in STATES:
+            raise Refused(f"no state {name!r}{nearest(name, STATES)} (there are {', '.join(STATES)})")
+    with open_study(storage, study) as (store, record):
+        trials = store.trials(record, states=[known for known in STATES if known in state] if state else None)
+    if json:
+        print_json([trial_row(trial) for trial in trials])
+        return 0
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("trial", "state", "layout", "strip", "quality", "decode", "cache", "origin", "why"):
+        table.add_column(
+            title, justify="right" if title in ("trial", "quality", "decode", "cache") else "left"
+        )
+    for trial in trials:
+        table.add_row(
+            str(trial.number),
+            trial.state,
+            Text(trial.layout.text),
+            strip(trial.layout.layers, record.families),
+            f"{trial.result.quality:.3f}" if trial.result else "",
+            show_ms(trial.costs["latency_ms"]),
+            show_bytes(trial.costs["kv_bytes"]),
+            trial.origin,
+            Text(trial.why),
+        )
+    console().print(table)
+    return 0

@@ -1,0 +1,111 @@
+"""The checks behind `nas doctor`: each one tries the real thing and says what it saw."""
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from nas.config import resolve
+from nas.plan import make_budget, proxy_frame
+from nas.workers.pool import run_job
+from search_space.vocabulary import read, shrink_layout
+from storage.errors import StorageError
+from storage.store import Store
+from trainers.evaluate import Job
+from trainers.measure import device_name
+from trainers.outcome import Measured
+
+PACKAGES = ("torch", "triton", "optuna", "ray", "sqlalchemy", "plotly", "typer", "fastapi", "moocore")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One check, whether it went well, and what it saw."""
+
+    check: str
+    ok: bool
+    said: str
+
+
+def examine(url: str, *, with_ray: bool) -> list[Finding]:
+    """Run every check."""
+    checks: list[tuple[str, Callable[[], tuple[bool, str]]]] = [
+        ("python", _python),
+        ("packages", _packages),
+        ("device", _device),
+        ("storage", lambda: _storage(url)),
+        ("trial", _trial),
+    ]
+    if with_ray:
+        checks.append(("ray", _ray))
+    findings = []
+    for name, check in checks:
+        ok, said = check()
+        findings.append(Finding(check=name, ok=ok, said=said))
+    return findings
+
+
+def _python() -> tuple[bool, str]:
+    version = sys.version_info
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return version >= (
+        3,
+        11,
+    ), f"{version.major}.{version.minor}.{version.micro} (3.11 or later is needed), {cores} cores"
+
+
+def _packages() -> tuple[bool, str]:
+    found, missing = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    return not missing, ", ".join(found) + (f"; missing: {', '.join(missing)}" if missing else "")
+
+
+def _device() -> tuple[bool, str]:
+    names = [device_name("cpu")]
+    if torch.cuda.is_available():
+        names += [device_name(f"cuda:{index}") for index in range(torch.cuda.device_count())]
+    else:
+        names.append("no GPU that torch sees: trials run on the CPU")
+    return True, "; ".join(names)
+
+
+def _storage(url: str) -> tuple[bool, str]:
+    try:
+        with Store.open(url, read_only=True) as store:
+            return True, f"{store.shown_url} holds {len(store.studies())} studies"
+    except StorageError as error:
+        return True, f"not there yet, or not readable: {error}"
+
+
+def _trial() -> tuple[bool, str]:
+    """A few steps of a hybrid of every mixer, from the notation to the score."""
+    config = resolve({"tasks": {"mqar": {"steps": 3, "batch": 8}}})
+    target, proxy = config.target.frame(), proxy_frame(config)
+    layout = shrink_layout(read("full window linear mamba2 kda mla"), target, proxy)
+    job = Job(layers=tuple(layout.to_json()), frame=proxy, budget=make_budget(config), seed=0)
+    outcome = run_job(job)
+    if isinstance(outcome, Measured):
+        return True, f"a layout of all six mixers trained {outcome.steps} steps in {outcome.train_s:.2f} s"
+    return False, outcome.why
+
+
+def _ray() -> tuple[bool, str]:
+    import time
+
+    from nas.errors import Refused
+    from nas.workers.ray_pool import RayPool
+
+    began = time.perf_counter()
+    try:
+        pool = RayPool(1, None)
+    except Refused as error:
+        return False, str(error)
+    pool.stop()
+    return True, f"a local cluster started and stopped in {time.perf_counter() - began:.1f} s"

@@ -1,0 +1,135 @@
+"""Fronts from records: objective values, rows for tables and JSON, what was beaten by what, and the hypervolume."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from storage import pareto
+from storage.records import Axis, TrialRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beaten:
+    """A known layout that is not on the front, and the front's layout that beats it most clearly."""
+
+    trial: TrialRecord
+    by: TrialRecord
+    quality_gain: float
+    cost_ratios: dict[str, float]
+    """Winner over loser by objective: 0.5 is half the cost."""
+
+
+def values_of(trial: TrialRecord, axes: Sequence[Axis]) -> list[float]:
+    """A finished trial's objective values, in the order of the axes."""
+    result = trial.result
+    assert result is not None
+    return [result.quality if axis.name == "quality" else trial.costs[axis.name] for axis in axes]
+
+
+def finished(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Those that may stand on a front."""
+    return [trial for trial in trials if trial.state == "done" and trial.result is not None]
+
+
+def minimised(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """[trials, axes] values of finished trials, turned so that smaller is better."""
+    signs = np.array([-1.0 if axis.maximise else 1.0 for axis in axes])
+    return (
+        np.array([values_of(trial, axes) for trial in trials], dtype=np.float64).reshape(-1, len(axes))
+        * signs
+    )
+
+
+def front(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> list[TrialRecord]:
+    """The trials that no other one beats, best quality first."""
+    done = finished(trials)
+    chosen = [done[index] for index in pareto.front(minimised(done, axes))]
+    return sorted(chosen, key=lambda trial: (-(trial.result.quality if trial.result else 0.0), trial.number))
+
+
+def hypervolume(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> float:
+    """Share of the study's frozen box of objectives that the finished trials dominate."""
+    done = finished(trials)
+    if not done:
+        return 0.0
+    values = np.array([values_of(trial, axes) for trial in done], dtype=np.float64)
+    return float(pareto.hypervolume(pareto.losses(axes, values)))
+
+
+def row(trial: TrialRecord) -> dict[str, Any]:
+    """A trial of the front as JSON."""
+    result = trial.result
+    assert result is not None
+    return {
+        "trial": trial.number,
+        "layout": trial.layout.text,
+        "quality": result.quality,
+        "latency_ms": trial.costs["latency_ms"],
+        "kv_bytes": int(trial.costs["kv_bytes"]),
+        "params": int(trial.costs["params"]),
+        "scores": dict(result.scores),
+        "origin": trial.origin,
+    }
+
+
+def trial_row(trial: TrialRecord) -> dict[str, Any]:
+    """Any trial as JSON."""
+    result = trial.result
+    return {
+        "trial": trial.number,
+        "layout": trial.layout.text,
+        "state": trial.state,
+        "attempts": trial.attempts,
+        "scores": dict(result.scores) if result else {},
+        "quality": result.quality if result else None,
+        "origin": trial.origin,
+        "latency_ms": trial.costs.get("latency_ms"),
+        "kv_bytes": int(trial.costs["kv_bytes"]),
+        "params": int(trial.costs["params"]),
+        "steps": result.steps if result else None,
+        "tokens": result.tokens if result else None,
+        "train_s": result.train_s if result else None,
+        "worker_s": result.worker_s if result else None,
+        "seed": result.seed if result else None,
+        "why": trial.why,
+    }
+
+
+def beaten(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> list[Beaten]:
+    """Uniform layouts and presets that something on the front beats in every objective, or equals and beats in one."""
+    done = finished(trials)
+    points = minimised(done, axes)
+    on_front = set(pareto.front(points).tolist())
+    result = []
+    for index, trial in enumerate(done):
+        if trial.origin == "search" or index in on_front:
+            continue
+        winners = [done[other] for other in pareto.beaten_by(points, index) if other in on_front]
+        if winners:
+            by = max(winners, key=lambda winner: _gain(winner, trial, axes))
+            result.append(
+                Beaten(
+                    trial=trial,
+                    by=by,
+                    quality_gain=_quality(by) - _quality(trial),
+                    cost_ratios={
+                        axis.name: by.costs[axis.name] / trial.costs[axis.name]
+                        for axis in axes
+                        if axis.name != "quality"
+                    },
+                )
+            )
+    return result
+
+
+def _gain(winner: TrialRecord, loser: TrialRecord, axes: Sequence[Axis]) -> float:
+    """How much smaller the winner's losses are, summed on the frozen scale."""
+    values = np.array([values_of(winner, axes), values_of(loser, axes)], dtype=np.float64)
+    better, worse = pareto.losses(axes, values)
+    return float((worse - better).sum())
+
+
+def _quality(trial: TrialRecord) -> float:
+    return trial.result.quality if trial.result else 0.0

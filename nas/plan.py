@@ -1,0 +1,180 @@
+"""A configuration made concrete: frames, space, budget, starting layouts. Nothing is trained or written here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nas.config import Config, check, hash_of
+from search_space.constraint import read_constraints
+from search_space.frame import Frame
+from search_space.layout import Layout
+from search_space.presets import PRESETS, pattern_for
+from search_space.space import Size, Space, make_channels, make_entries
+from search_space.vocabulary import VOCABULARY, plain, shrink_layout
+from search_space.vocabulary import check as check_layout
+from trainers.evaluate import Budget, Job, TaskBudget
+from trainers.tasks.bytes import Bytes
+from trainers.tasks.registry import make_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A layout that is tried before the sampler is asked, and why."""
+
+    layout: Layout
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a search will do."""
+
+    config: Config
+    target: Frame
+    proxy: Frame
+    space: Space
+    size: Size
+    budget: Budget
+    starts: tuple[Start, ...]
+    data: Mapping[str, Any]
+    """Source and SHA-256 of the text, if a task reads text."""
+
+    def job(self, layout: Layout) -> Job:
+        """The evaluation of a pattern at the proxy frame."""
+        return Job(
+            layers=tuple(shrink_layout(layout, self.target, self.proxy).to_json()),
+            frame=self.proxy,
+            budget=self.budget,
+            seed=self.config.seed,
+            time_limit_s=self.config.time_limit_s,
+            device=self.config.proxy.device,
+        )
+
+    def evaluation_key(self, layout: Layout) -> str:
+        """Equal for two trials that would train the very same thing."""
+        job = self.job(layout)
+        return hash_of(
+            {
+                "layers": list(job.layers),
+                "frame": [self.proxy.width, self.proxy.train_length, self.proxy.rotary_base],
+                "budget": budget_json(self.budget),
+                "data": self.data.get("sha256"),
+                "seed": job.seed,
+                "device": job.device,
+            }
+        )
+
+
+def make_plan(config: Config) -> Plan:
+    """Resolve a configuration.
+
+    Raises:
+        ValueError: something in it is not valid, the space is empty, or the data cannot be read.
+    """
+    check(config)
+    target = config.target.frame()
+    proxy = proxy_frame(config)
+    space = Space(
+        layers=config.space.layers,
+        entries=make_entries(config.space.mixers, config.space.settings, target),
+        channels=make_channels(config.space.channels),
+        sharing=config.space.sharing,
+        constraints=read_constraints(config.space.constraints),
+        frame=target,
+        fill=config.target.fill,
+    )
+    size = space.size()
+    if size.count == 0:
+        rules = ", ".join(config.space.constraints)
+        raise ValueError(
+            f"the space is empty: no pattern of {space.layers} layers keeps {rules}; loosen one of them"
+        )
+    return Plan(
+        config=config,
+        target=target,
+        proxy=proxy,
+        space=space,
+        size=size,
+        budget=make_budget(config),
+        starts=tuple(_starts(space)),
+        data=_data(config),
+    )
+
+
+def proxy_frame(config: Config) -> Frame:
+    """The frame that is trained; raises ValueError if its sizes are not valid."""
+    return Frame(
+        width=config.proxy.width,
+        train_length=config.proxy.length,
+        context=config.proxy.length,
+        dtype="float32",
+        rotary_base=config.target.rotary_base,
+    )
+
+
+def make_budget(config: Config) -> Budget:
+    """The budget of every trial; raises ValueError for an unknown task or lengths that do not fit it."""
+    tasks = []
+    for name, task in config.tasks.items():
+        made = make_task(name, config.data)
+        fitting = getattr(made, "fitting", None)
+        if fitting is not None:
+            fitting(config.proxy.length)
+        tasks.append(
+            TaskBudget(
+                name=name,
+                weight=task.weight,
+                steps=task.steps,
+                batch=task.batch,
+                learning_rates=task.learning_rates,
+            )
+        )
+    return Budget(
+        tasks=tuple(tasks),
+        length=config.proxy.length,
+        data=config.data,
+        stem_taps=config.proxy.stem_taps,
+        weight_decay=config.proxy.weight_decay,
+        precision=config.proxy.precision,
+    )
+
+
+def budget_json(budget: Budget) -> dict[str, Any]:
+    """A budget as plain JSON, the data left out: its hash stands for it."""
+    return {
+        "tasks": [
+            [task.name, task.weight, task.steps, task.batch, list(task.learning_rates)]
+            for task in budget.tasks
+        ],
+        "length": budget.length,
+        "stem_taps": budget.stem_taps,
+        "weight_decay": budget.weight_decay,
+        "precision": budget.precision,
+    }
+
+
+def _starts(space: Space) -> list[Start]:
+    """Uniform layouts, then the presets whose mixers the space allows and that keep its constraints."""
+    starts = [Start(layout=layout, origin="uniform") for layout in space.uniform()]
+    allowed = {branch.mixer for entry in space.entries for branch in entry.layer.branches}
+    for preset in PRESETS.values():
+        pattern = pattern_for(preset, space.frame, space.layers)
+        if pattern is None or not {b.mixer for layer in pattern.layers for b in layer.branches} <= allowed:
+            continue
+        pattern = plain(pattern, space.frame)
+        if space.why_not(pattern) is None and pattern not in [start.layout for start in starts]:
+            check_layout(pattern, space.frame)
+            starts.append(Start(layout=pattern, origin=preset.name))
+    return starts
+
+
+def _data(config: Config) -> dict[str, Any]:
+    if "bytes" not in config.tasks:
+        return {}
+    corpus = Bytes(data=config.data).corpus
+    return {"source": corpus.source, "sha256": corpus.sha256, "files": corpus.files}
+
+
+def families() -> dict[str, str]:
+    """Mixer name to family."""
+    return {name: spec.family for name, spec in VOCABULARY.items()}

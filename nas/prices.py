@@ -1,0 +1,171 @@
+"""The price of a pattern at the target: exact costs in closed form, and latency from a table that is filled by measuring."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nas.plan import Plan
+from search_space.cost import at_depth, cache_bytes, layer_cost, layout_cost
+from search_space.frame import Frame
+from search_space.layout import Layer, Layout
+from storage.errors import StorageError
+from storage.records import LatencyRecord
+from storage.store import Store
+from trainers.measure import Latency, Phase, device_name, frame_text, measure_layer, measure_network
+
+PREFILL_TOKENS = 2048
+"""The longest prompt that is measured unless one asks for more: a CPU needs minutes for a long one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyBook:
+    """Latencies by device and frame: the study's database first, then this machine's own table, then a measurement."""
+
+    store: Store | None
+    machine: Store | None
+    device: str
+    warn: Callable[[str], None] = field(default=lambda _: None)
+    again: bool = False
+    """Measure even what is known, and replace it."""
+
+    def layer(self, layer: Layer, frame: Frame, phase: Phase = "decode") -> LatencyRecord:
+        """A layer's latency; raises ValueError if the machine is too small to measure it."""
+        return self._look_up(
+            str(layer), frame, phase, False, lambda: measure_layer(layer, frame, phase, device=self.device)
+        )
+
+    def network(self, network: Layout, frame: Frame, phase: Phase = "decode") -> LatencyRecord:
+        """A whole network's latency, run end to end; raises ValueError if the machine is too small for it."""
+        return self._look_up(
+            str(network),
+            frame,
+            phase,
+            True,
+            lambda: measure_network(network, frame, phase, device=self.device),
+        )
+
+    def unknown(self, layers: Iterable[Layer], frame: Frame, phase: Phase = "decode") -> list[Layer]:
+        """Those of the layers that would have to be measured."""
+        return [layer for layer in layers if self._stored(str(layer), frame, phase, False) is None]
+
+    def _stored(self, subject: str, frame: Frame, phase: Phase, whole: bool) -> LatencyRecord | None:
+        name, text = device_name(self.device), frame_text(frame, phase)
+        for store in (self.store, self.machine):
+            if store is not None and not self.again:
+                found = store.latency(device=name, frame=text, subject=subject, phase=phase, whole=whole)
+                if found is not None:
+                    return found
+        return None
+
+    def _look_up(
+        self, subject: str, frame: Frame, phase: Phase, whole: bool, measure: Callable[[], Latency]
+    ) -> LatencyRecord:
+        record = self._stored(subject, frame, phase, whole)
+        if record is None:
+            measured = measure()
+            record = LatencyRecord(
+                device=device_name(self.device),
+                frame=frame_text(frame, phase),
+                subject=subject,
+                phase=phase,
+                whole=whole,
+                latency_ms=measured.latency_ms,
+                spread_ms=measured.spread_ms,
+                repetitions=measured.repetitions,
+            )
+            if self.machine is not None:
+                try:
+                    self.machine.put_latency(record)
+                except StorageError as error:
+                    self.warn(f"the machine's latency table could not be written: {error}")
+        if self.store is not None:
+            self.store.put_latency(record)
+        return record
+
+
+def open_machine_table(path: str | None, warn: Callable[[str], None]) -> Store | None:
+    """This machine's latency table, or None if there shall be none or it cannot be opened (which is said)."""
+    if path is None:
+        return None
+    place = Path(path).expanduser()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return Store.open(f"sqlite:///{place}")
+    except (OSError, StorageError) as error:
+        warn(f"the machine's latency table {place} cannot be used, every latency is measured anew: {error}")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """A pattern's costs at the target by name, in whole and layer by layer of the pattern."""
+
+    costs: dict[str, float]
+    layer_costs: tuple[dict[str, float], ...]
+
+
+def price(plan: Plan, pattern: Layout, book: LatencyBook) -> Price:
+    """Exact costs of the target network that a pattern stands for; latency is the sum over its layers."""
+    network = at_depth(pattern, plan.target, plan.config.target.fill)
+    exact = layout_cost(network, plan.target)
+    latency = {layer: book.layer(layer, plan.target).latency_ms for layer in dict.fromkeys(pattern.layers)}
+    costs: dict[str, float] = {
+        "params": exact.params,
+        "kv_bytes": exact.stored_bytes,
+        "read_bytes": exact.read_bytes,
+        "flops_prefill": exact.flops_prefill,
+        "flops_decode": exact.flops_decode,
+        "latency_ms": sum(latency[layer] for layer in network.layers),
+    }
+    for context in plan.config.target.contexts:
+        costs[f"kv_bytes@{context}"] = cache_bytes(network, plan.target, context)
+    by_layer = []
+    for layer in pattern.layers:
+        own = layer_cost(layer, plan.target)
+        by_layer.append(
+            {"params": float(own.params), "kv_bytes": float(own.stored_bytes), "latency_ms": latency[layer]}
+        )
+    return Price(costs=costs, layer_costs=tuple(by_layer))
+
+
+def prefill_frame(frame: Frame, tokens: int | None = None) -> Frame:
+    """The frame whose context is the prompt to be measured."""
+    return replace(frame, context=tokens or min(frame.context, PREFILL_TOKENS))
+
+
+def cost_json(layout: Layout, frame: Frame, contexts: Iterable[int], fill: str) -> dict[str, Any]:
+    """The answer of `nas cost`: everything that is exact about a layout in a frame."""
+    network = at_depth(layout, frame, fill)
+    price_at = {context: layout_cost(network, replace(frame, context=context)) for context in contexts}
+    first = next(iter(price_at.values()))
+    return {
+        "layout": str(network),
+        "layers": len(network),
+        "params": first.params,
+        "flops_per_token": {"prefill": first.flops_prefill, "decode": first.flops_decode},
+        "cache": [
+            {
+                "context": context,
+                "stored_bytes": cost.stored_bytes,
+                "read_bytes": cost.read_bytes,
+                "flops_per_token": {"prefill": cost.flops_prefill, "decode": cost.flops_decode},
+                "by_layer": _by_layer(network, replace(frame, context=context)),
+            }
+            for context, cost in price_at.items()
+        ],
+    }
+
+
+def _by_layer(network: Layout, frame: Frame) -> list[dict[str, Any]]:
+    known = {layer: layer_cost(layer, frame) for layer in dict.fromkeys(network.layers)}
+    return [
+        {
+            "layer": str(layer),
+            "params": known[layer].params,
+            "stored_bytes": known[layer].stored_bytes,
+            "read_bytes": known[layer].read_bytes,
+            "tensors": {tensor.name: tensor.stored_bytes for tensor in known[layer].cache},
+        }
+        for layer in network.layers
+    ]

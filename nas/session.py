@@ -1,0 +1,315 @@
+"""One `nas search` from the first line to the last: open, announce, search, tell what was found and what comes next."""
+
+import time
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
+from typing import Any
+
+from rich.console import Console
+
+from nas.cli.output import console, print_json, say
+from nas.cli.picture import beaten_lines, front_letters, front_table, legend, scatter
+from nas.cli.progress import ProgressWatcher
+from nas.config import Config, differences, hash_of, meaning, resolve
+from nas.errors import EXIT_INTERRUPTED, EXIT_NOTHING, Refused, reading_input
+from nas.front import beaten, finished, front, hypervolume, row
+from nas.plan import Plan, families, make_plan
+from nas.prices import LatencyBook, open_machine_table
+from nas.samplers.registry import check_sampler, make_sampler
+from nas.search import Ending, Search
+from nas.workers.inline import InlinePool
+from nas.workers.pool import Pool
+from search_space.layout import Layer
+from search_space.quantity import show_ms, show_seconds, show_tokens
+from search_space.space import costs_by_name
+from storage.records import Axis, StudyRecord, TrialRecord
+from storage.store import Store
+from trainers.evaluate import Budget, Job, TaskBudget, evaluate
+from trainers.measure import device_name
+
+MOST_MEASURED_AHEAD = 64
+"""Layers that are measured before the first trial; a larger space is measured as its layers come up."""
+
+
+def run_search(given: Mapping[str, Any], *, json_output: bool) -> int:
+    """Search as the given configuration says; returns the exit code.
+
+    Raises:
+        Refused: the configuration is not valid, or differs from the study's own.
+        StorageError: the database cannot be used.
+    """
+    with reading_input():
+        first = resolve(given)
+        check_sampler(first.sampler)
+    with Store.open(first.storage) as store:
+        known = store.study(first.study)
+        with reading_input():
+            config = _with_study(first, given, known)
+            plan = make_plan(config)
+        _check_same(known, plan)
+        out = console(to_stderr=True)
+        machine = open_machine_table(config.latency_cache, say)
+        with closing(machine) if machine else nullcontext():
+            book = LatencyBook(store=store, machine=machine, device=config.target.device, warn=say)
+            _announce(plan, store, known, out)
+            with reading_input():
+                axes = known.axes if known else _axes(plan, book)
+            study = known or store.create_study(
+                name=config.study,
+                config=_stored(plan),
+                config_hash=hash_of(_stored(plan)),
+                axes=axes,
+                families=families(),
+            )
+            ending = _search(plan, store, study, book, out)
+        trials = store.trials(study)
+        _tell(plan, store, study, trials, ending, out, json_output=json_output)
+        if ending.interrupted:
+            return EXIT_INTERRUPTED
+        return 0 if finished(trials) else EXIT_NOTHING
+
+
+def _with_study(first: Config, given: Mapping[str, Any], known: StudyRecord | None) -> Config:
+    """A study that is there brings its own configuration; what was given now stands above it."""
+    if known is None:
+        return first
+    stored = {key: value for key, value in known.config.items() if key != "data_sha256"}
+    return resolve(stored, given)
+
+
+def _stored(plan: Plan) -> dict[str, Any]:
+    return meaning(plan.config) | {"data_sha256": plan.data.get("sha256")}
+
+
+def _check_same(known: StudyRecord | None, plan: Plan) -> None:
+    """A study means one thing for all its life; raises Refused with the difference."""
+    if known is None:
+        return
+    changed = differences(known.config, _stored(plan))
+    if changed:
+        raise Refused(
+            f"study {known.name!r} was made with another configuration: {'; '.join(changed[:6])}\n"
+            "give the new search another --study name, or leave these settings as they were"
+        )
+
+
+def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console) -> None:
+    """What will be done, where it goes, and about how long it takes."""
+    config, size = plan.config, plan.size
+    at_most = "" if size.exact else "at most "
+    done = store.counts(known) if known else {}
+    pool = (
+        "1 worker, inline"
+        if _inline(config)
+        else f"{config.workers} workers (Ray, {config.ray_address or 'local'})"
+    )
+    tasks = " · ".join(f"{name} ({task.steps} steps of {task.batch})" for name, task in config.tasks.items())
+    corpus = f" · text {plan.data['source']}, sha256 {plan.data['sha256'][:8]}…" if plan.data else ""
+    lines = [
+        f'nas · study "{config.study}" · {store.shown_url} · {pool} · {device_name(config.target.device)}',
+        f"space    {plan.space.layers}-layer patterns of {len(plan.space.entries)} mixers × sizes = "
+        f"{at_most}{size.count:,} layouts, {config.target.fill}ed to {config.target.depth} layers",
+        f"target   width {config.target.width} · context {show_tokens(config.target.context)} · "
+        f"batch {config.target.batch} · {config.target.dtype}      "
+        f"proxy  width {config.proxy.width} · length {config.proxy.length}",
+        f"quality  {tasks}{corpus}",
+        f"cost     latency of one decode step (this machine), cache at {show_tokens(config.target.context)}",
+    ]
+    already = sum(done.values())
+    if already:
+        lines.append(f"goes on  {already} trials are there, {max(0, config.trials - already)} to come")
+    else:
+        starts = min(len(plan.starts), config.trials)
+        lines.append(
+            f"start    {starts} uniform layouts and presets first, then {config.trials - starts} "
+            f"chosen by {config.sampler}"
+        )
+    left = config.trials - already
+    if left > 0:
+        seconds = _seconds_a_trial(plan) * left / (1 if _inline(config) else config.workers)
+        lines.append(f"about {show_seconds(seconds)}. Ctrl-C stops cleanly; the same command goes on.")
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _seconds_a_trial(plan: Plan) -> float:
+    """A guess from a few real training steps of the first and the last starting layout, or of a random one."""
+    layouts = [start.layout for start in (plan.starts[0], plan.starts[-1])] if plan.starts else []
+    if not layouts:
+        return 0.0
+    steps, per_trial = 3, []
+    for layout in layouts:
+        seconds = 0.0
+        for task in plan.budget.tasks:
+            probe = TaskBudget(
+                name=task.name,
+                weight=1.0,
+                steps=steps,
+                batch=task.batch,
+                learning_rates=task.learning_rates[:1],
+            )
+            budget = Budget(
+                tasks=(probe,),
+                length=plan.budget.length,
+                data=plan.budget.data,
+                stem_taps=plan.budget.stem_taps,
+                precision=plan.budget.precision,
+            )
+            job = plan.job(layout)
+            began = time.perf_counter()
+            evaluate(Job(layers=job.layers, frame=job.frame, budget=budget, seed=job.seed, device=job.device))
+            taken = time.perf_counter() - began
+            seconds += taken / steps * task.steps * len(task.learning_rates)
+        per_trial.append(seconds)
+    return sum(per_trial) / len(per_trial)
+
+
+def _axes(plan: Plan, book: LatencyBook) -> tuple[Axis, ...]:
+    """The frozen scale of a study's objectives: from the cheapest layer at every depth to the dearest one.
+
+    Raises:
+        ValueError: a layer cannot be measured on this machine.
+    """
+    letters = dict.fromkeys(layer for start in plan.starts for layer in start.layout.layers)
+    if len(plan.space.alphabet) <= MOST_MEASURED_AHEAD:
+        letters |= dict.fromkeys(plan.space.alphabet)
+    costs = {layer: costs_by_name(layer, plan.target) for layer in letters}
+    if "latency_ms" in plan.config.objectives:
+        _measure_ahead(plan, list(letters), book, costs)
+    depth = sum(plan.space.weights)
+    axes = []
+    for name in plan.config.objectives:
+        if name == "quality":
+            axes.append(Axis(name=name, maximise=True, low=0.0, high=1.0, log=False))
+            continue
+        values = [depth * cost[name] for cost in costs.values()]
+        low, high = min(values), max(values)
+        unit = {"latency_ms": "ms", "kv_bytes": "bytes"}.get(name, "")
+        # A quarter of room on both sides, so that the dearest layout still counts for something.
+        axes.append(Axis(name=name, maximise=False, low=low / 1.25, high=high * 1.25, log=True, unit=unit))
+    return tuple(axes)
+
+
+def _measure_ahead(
+    plan: Plan, letters: list[Layer], book: LatencyBook, costs: dict[Layer, dict[str, float]]
+) -> None:
+    unknown = book.unknown(letters, plan.target)
+    if unknown:
+        say(f"measuring the decode latency of {len(unknown)} layers at the target, once for this machine …")
+    for layer in letters:
+        costs[layer]["latency_ms"] = book.layer(layer, plan.target).latency_ms
+
+
+def _inline(config: Config) -> bool:
+    if config.pool == "auto":
+        return config.workers == 1 and config.ray_address is None
+    return config.pool == "inline"
+
+
+def _search(plan: Plan, store: Store, study: StudyRecord, book: LatencyBook, out: Console) -> Ending:
+    config = plan.config
+    there = store.counts(study)
+    ended = sum(there[state] for state in ("done", "pruned", "unfit", "lost"))
+    waiting = there["waiting"] + there["running"]
+    if ended >= config.trials and not waiting:
+        say(f"the study has its {config.trials} trials; nothing is left to train")
+        return Ending(interrupted=False, exhausted=False, skipped=0)
+    sampler = make_sampler(
+        config.sampler, plan.space, maximise=[axis.maximise for axis in study.axes], seed=config.seed
+    )
+    pool = _make_pool(config)
+    try:
+        with ProgressWatcher(out, total=max(config.trials, ended + waiting), done=ended) as watcher:
+            search = Search(
+                plan=plan, store=store, study=study, pool=pool, sampler=sampler, book=book, watcher=watcher
+            )
+            return search.run()
+    finally:
+        pool.stop()
+
+
+def _make_pool(config: Config) -> Pool:
+    if _inline(config):
+        return InlinePool()
+    from nas.workers.ray_pool import RayPool
+
+    return RayPool(config.workers, config.ray_address)
+
+
+def _tell(
+    plan: Plan,
+    store: Store,
+    study: StudyRecord,
+    trials: list[TrialRecord],
+    ending: Ending,
+    out: Console,
+    *,
+    json_output: bool,
+) -> None:
+    """The front, what it beats, and what comes next."""
+    best = front(trials, study.axes)
+    volume = hypervolume(trials, study.axes)
+    if json_output:
+        print_json(
+            {
+                "study": study.name,
+                "storage": store.shown_url,
+                "trials": store.counts(study),
+                "hypervolume": volume,
+                "front": [row(trial) for trial in best],
+            }
+        )
+    else:
+        show_front(trials, study, console())
+    if ending.exhausted:
+        say(f"every layout of the space has been tried: {plan.size.count}")
+    if ending.skipped:
+        say(f"{ending.skipped} proposals were skipped before training: they break a constraint")
+    where = f"--study {study.name} --storage {store.shown_url}"
+    if ending.interrupted:
+        say(f"stopped; nothing is lost. To go on: nas search {where}")
+    elif not best:
+        say(f"no trial ended well; nas trials {where} says why")
+    elif not json_output:
+        first = best[0].number
+        say(f"\nNext:  nas show {first} {where}")
+        say(f"       nas dashboard {where}")
+        say(f"       nas report {where} -o report.html")
+        say(f"       nas search {where} --trials {max(64, 2 * len(trials))}")
+    del out
+
+
+def show_front(trials: list[TrialRecord], study: StudyRecord, out: Console) -> None:
+    """Print the front as a table with its strips, a scatter, and what it beats."""
+    best = front(trials, study.axes)
+    done = finished(trials)
+    if not best:
+        return
+    letters = front_letters(len(best))
+    contexts = sorted(int(name.partition("@")[2]) for name in best[0].costs if name.startswith("kv_bytes@"))
+    out.print(f"\nFront ({len(best)} of {len(done)}; hypervolume {hypervolume(trials, study.axes):.3f})")
+    out.print(front_table(best, study.families, contexts, letters))
+    out.print(legend(best, study.families))
+    cost = next((axis.name for axis in reversed(study.axes) if axis.name != "quality"), None)
+    if cost is not None:
+        others = [trial for trial in done if trial not in best]
+        out.print(scatter(best, others, letters, cost), markup=False, highlight=False)
+    lines = beaten_lines(beaten(trials, study.axes))
+    if lines:
+        out.print("\nBeaten:")
+        for line in lines:
+            out.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    whole = [
+        (trial.costs["latency_ms_whole"], trial.costs["latency_ms"])
+        for trial in best
+        if "latency_ms_whole" in trial.costs
+    ]
+    if whole:
+        worst = max(whole, key=lambda pair: abs(pair[0] / pair[1] - 1))
+        out.print(
+            f"\nLatency is a sum over layers; {len(whole)} networks of the front were also run end to end, and the "
+            f"worst differs by {(worst[0] / worst[1] - 1) * 100:+.0f} % ({show_ms(worst[1])} summed, "
+            f"{show_ms(worst[0])} run).",
+            highlight=False,
+            soft_wrap=True,
+        )

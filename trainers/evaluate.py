@@ -1,0 +1,160 @@
+"""The door of the trainers: a layout in, an outcome out. Workers call this and nothing else."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search_space.frame import Frame
+from search_space.layout import Layout, from_json
+from trainers.loop import NotFinite, OutOfTime, Precision, Trained, Training, train
+from trainers.model import ProxyModel
+from trainers.outcome import Measured, Outcome, Unfit
+from trainers.tasks.bytes import Bytes
+from trainers.tasks.registry import make_task
+from trainers.tasks.task import Score, Task
+
+SCORING_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskBudget:
+    """How much of one task: its weight in the quality, steps, batch, and the learning rates to try."""
+
+    name: str
+    weight: float
+    steps: int
+    batch: int
+    learning_rates: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Everything that a trial's training depends on besides the layout, the frame and the seed."""
+
+    tasks: tuple[TaskBudget, ...]
+    length: int
+    data: str
+    stem_taps: int = 4
+    weight_decay: float = 0.1
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One evaluation as plain values that any process can receive."""
+
+    layers: tuple[Mapping[str, Any], ...]
+    """The proxy's layout as JSON, already shrunk."""
+    frame: Frame
+    budget: Budget
+    seed: int
+    time_limit_s: float | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TaskRun:
+    score: Score
+    learning_rate: float
+    trained: Trained
+
+
+def evaluate(job: Job) -> Outcome:
+    """Train the layout on every task of the budget, once for each learning rate, and score the best of them.
+
+    A layout whose numbers leave the finite range is `Unfit`, and so is one that outlasts its time limit or the
+    device's memory; anything else that goes wrong is a bug and is raised.
+    """
+    began = time.perf_counter()
+    layout = from_json(job.layers)
+    runs: dict[str, _TaskRun] = {}
+    steps = tokens = 0
+    train_s = 0.0
+
+    def late() -> bool:
+        return job.time_limit_s is not None and time.perf_counter() - began > job.time_limit_s
+
+    with torch.random.fork_rng(devices=[]):
+        for task_budget in job.budget.tasks:
+            task = make_task(task_budget.name, job.budget.data)
+            for learning_rate in task_budget.learning_rates:
+                try:
+                    run = _run(layout, job, task, task_budget, learning_rate, late)
+                except NotFinite as error:
+                    return Unfit(why=f"{task.name}, learning rate {learning_rate:g}: {error}")
+                except OutOfTime as error:
+                    return Unfit(why=f"{task.name}: over its time limit of {job.time_limit_s:g} s, {error}")
+                except torch.OutOfMemoryError as error:
+                    return Unfit(
+                        why=f"{task.name}: the device is out of memory: {str(error).splitlines()[0]}"
+                    )
+                steps, tokens = steps + task_budget.steps, tokens + run.trained.tokens
+                train_s += run.trained.train_s
+                best = runs.get(task.name)
+                if best is None or run.score.score > best.score.score:
+                    runs[task.name] = run
+    weights = {task.name: task.weight for task in job.budget.tasks}
+    scores = {name: run.score.score for name, run in runs.items()}
+    return Measured(
+        quality=sum(weights[name] * score for name, score in scores.items()) / sum(weights.values()),
+        scores=scores,
+        metrics={key: value for run in runs.values() for key, value in run.score.metrics.items()},
+        steps=steps,
+        tokens=tokens,
+        train_s=train_s,
+        worker_s=time.perf_counter() - began,
+        details=_details(runs, job),
+    )
+
+
+def _details(runs: Mapping[str, _TaskRun], job: Job) -> dict[str, Any]:
+    details: dict[str, Any] = {
+        "layout": str(from_json(job.layers)),
+        "curves": {name: [list(point) for point in run.trained.curve] for name, run in runs.items()},
+        "learning_rates": {name: run.learning_rate for name, run in runs.items()},
+    }
+    if "bytes" in runs:
+        corpus = Bytes(data=job.budget.data).corpus
+        details["data"] = {"source": corpus.source, "sha256": corpus.sha256, "files": corpus.files}
+    return details
+
+
+def _run(
+    layout: Layout, job: Job, task: Task, budget: TaskBudget, learning_rate: float, late: Callable[[], bool]
+) -> _TaskRun:
+    device = torch.device(job.device)
+    # Every layout starts from the same seed, so that two of them differ by what they are and not by their luck.
+    torch.manual_seed(job.seed)
+    frame = Frame(
+        width=job.frame.width,
+        train_length=job.budget.length,
+        context=job.budget.length,
+        batch=budget.batch,
+        dtype="float32",
+        vocabulary=task.vocabulary,
+        rotary_base=job.frame.rotary_base,
+    )
+    model = ProxyModel(layout, frame, stem_taps=job.budget.stem_taps).to(device)
+    training = Training(
+        steps=budget.steps,
+        batch=budget.batch,
+        length=job.budget.length,
+        learning_rate=learning_rate,
+        weight_decay=job.budget.weight_decay,
+        precision=job.budget.precision,
+    )
+    trained = train(model, task, training, seed=job.seed, device=device, out_of_time=late)
+    model.eval()
+
+    def predict(tokens: Tensor, asked: Tensor) -> Tensor:
+        with torch.no_grad():
+            parts = zip(tokens.split(SCORING_BATCH), asked.split(SCORING_BATCH), strict=True)
+            return torch.cat([model.head(model(part.to(device))[mask.to(device)]) for part, mask in parts])
+
+    return _TaskRun(
+        score=task.score(predict, job.budget.length), learning_rate=learning_rate, trained=trained
+    )

@@ -1,0 +1,42 @@
+"""Endings of a trial, named for what the caller does next. A bug is none of them: it is raised."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The layout was trained and scored: keep it, and tell the search."""
+
+    quality: float
+    """Weighted mean of the tasks' scores, 0 … 1."""
+    scores: Mapping[str, float]
+    """By task: 0 is chance, 1 is perfect."""
+    metrics: Mapping[str, float]
+    """What the scores were made from, in the tasks' own units."""
+    steps: int
+    tokens: int
+    train_s: float
+    """Seconds inside training loops."""
+    worker_s: float
+    """Seconds of the whole evaluation."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Learning curves, learning rates that won, hash of the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfit:
+    """The layout is to blame: tell the search, and go on."""
+
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """The machine is to blame: the same layout may be tried again."""
+
+    why: str
+
+
+Outcome = Measured | Unfit | Lost

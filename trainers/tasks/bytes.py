@@ -1,0 +1,87 @@
+"""Byte-level language modelling: predict every next byte of real text; no tokenizer, a vocabulary of 256.
+
+The score compares with a reader who knows how often each byte occurs and nothing of its context: 0 is no better than
+that, 1 would be perfect foresight.
+
+Letters: B batch, T time.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from trainers.tasks.corpus import STDLIB, Corpus, load
+from trainers.tasks.task import Batch, Predict, Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bytes:
+    """Next-byte prediction on a corpus; raises ValueError as `corpus.load` when it is first read."""
+
+    data: str = STDLIB
+    held_out: int = 192
+    """Held-out sequences, spread evenly over the held-out text."""
+
+    name: str = field(default="bytes", init=False)
+    vocabulary: int = field(default=256, init=False)
+
+    @property
+    def corpus(self) -> Corpus:
+        """The text, read once a process."""
+        return load(self.data)
+
+    @cached_property
+    def unigram_bits(self) -> float:
+        """Bits a byte of the held-out text under the byte frequencies of the training text, one added to each."""
+        counts = np.bincount(np.frombuffer(self.corpus.train, dtype=np.uint8), minlength=256) + 1
+        seen = np.bincount(np.frombuffer(self.corpus.held_out, dtype=np.uint8), minlength=256)
+        return float(-(seen * np.log2(counts / counts.sum())).sum() / seen.sum())
+
+    def batch(self, size: int, length: int, rng: torch.Generator) -> Batch:
+        """Random stretches of the training text."""
+        starts = torch.randint(0, self._room(len(self._train), length), (size,), generator=rng)
+        return _cut(self._train, starts, length)
+
+    @cached_property
+    def _train(self) -> torch.Tensor:
+        return torch.from_numpy(np.frombuffer(self.corpus.train, dtype=np.uint8).copy())
+
+    @cached_property
+    def _held_out(self) -> torch.Tensor:
+        return torch.from_numpy(np.frombuffer(self.corpus.held_out, dtype=np.uint8).copy())
+
+    def _room(self, size: int, length: int) -> int:
+        if size <= length:
+            raise ValueError(
+                f"data: {self.data} has {size} bytes in a split, too few for sequences of {length}"
+            )
+        return size - length
+
+    def score(self, predict: Predict, length: int) -> Score:
+        """One minus the bits a byte over those of the context-free reader; zlib's bits stand beside for scale."""
+        room = self._room(len(self._held_out), length)
+        starts = torch.linspace(0, room - 1, min(self.held_out, room)).long()
+        batch = _cut(self._held_out, starts, length)
+        logits = predict(batch.tokens, torch.ones_like(batch.tokens, dtype=torch.bool))
+        bits = F.cross_entropy(logits.float().cpu(), batch.targets.flatten()).item() / math.log(2)
+        shown = self.corpus.held_out[: 1 << 20]
+        return Score(
+            score=max(0.0, 1 - bits / self.unigram_bits),
+            metrics={
+                "bits_per_byte": bits,
+                "unigram_bits_per_byte": self.unigram_bits,
+                "zlib_bits_per_byte": 8 * len(zlib.compress(shown, 9)) / len(shown),
+            },
+        )
+
+
+def _cut(text: torch.Tensor, starts: torch.Tensor, length: int) -> Batch:
+    """Stretches [B, T] that begin at `starts`, and the same moved by one as targets."""
+    places = starts[:, None] + torch.arange(length + 1)
+    cut = text[places].long()
+    return Batch(tokens=cut[:, :-1], targets=cut[:, 1:])
