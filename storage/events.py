@@ -1,0 +1,54 @@
+"""Rows of events: what happened, in an order that a reader can resume from."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, text
+
+from storage.engine import ADVISORY_SPACE, EVENTS_LOCK
+from storage.plain import plain, storable
+from storage.records import EventRecord
+from storage.tables import EventRow, StudyRow, epoch_now
+
+
+def add_events(
+    connection: Connection, study_id: int | None, kind: str, payloads: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    """Appends events and returns their numbers; to be called last in a transaction."""
+    if connection.dialect.name == "postgresql":
+        # A number is drawn before it can be seen. Without taking turns until the commit, a reader that has seen 8
+        # would resume after it and never see a 7 that was committed later.
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(:space, :events)"),
+            {"space": ADVISORY_SPACE, "events": EVENTS_LOCK},
+        )
+    return [
+        connection.execute(
+            insert(EventRow)
+            .values(
+                at=epoch_now(),
+                study_id=study_id,
+                kind=storable(kind, "the event's kind"),
+                payload=plain(payload, "the event's payload", non_finite_as_none=True),
+            )
+            .returning(EventRow.seq)
+        ).scalar_one()
+        for payload in payloads
+    ]
+
+
+def read_events(connection: Connection, study_id: int | None, after: int, limit: int) -> list[EventRecord]:
+    """Events in order, after a number, of one study or of all."""
+    wanted = (
+        select(EventRow.seq, EventRow.at, StudyRow.name.label("study"), EventRow.kind, EventRow.payload)
+        .join(StudyRow, EventRow.study_id == StudyRow.id, isouter=True)
+        .where(EventRow.seq > after)
+        .order_by(EventRow.seq)
+        .limit(limit)
+    )
+    if study_id is not None:
+        wanted = wanted.where(EventRow.study_id == study_id)
+    return [
+        EventRecord(seq=row.seq, at=row.at, study=row.study, kind=row.kind, payload=row.payload)
+        for row in connection.execute(wanted)
+    ]

@@ -1,0 +1,152 @@
+"""One writer process a study: a lock that dies with its holder, as a file beside SQLite or in the server."""
+
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from storage.engine import ADVISORY_SPACE, Database
+from storage.errors import StorageError
+from storage.records import StudyRecord
+
+_HOLDER_PREFIX = "nas writer, pid "
+
+
+@contextmanager
+def writer_lock(database: Database, study: StudyRecord) -> Iterator[None]:
+    """Holds the study's only writer's place. StorageError where another process has it."""
+    if database.read_only:
+        raise StorageError(f"{database.place.shown} was opened for reading only: it has no writer")
+    if database.place.kind == "server":
+        with _server_lock(database, study):
+            yield
+    elif database.place.path is not None:
+        with _file_lock(database.place.path, study):
+            yield
+    else:
+        yield  # nobody else can see a memory database
+
+
+def _taken(study: StudyRecord, holder: str) -> StorageError:
+    known = f" ({holder})" if holder else ""
+    return StorageError(
+        f"study {study.name!r} is being written by another process{known}: end it, or wait until it has finished"
+    )
+
+
+@contextmanager
+def _file_lock(database_path: Path, study: StudyRecord) -> Iterator[None]:
+    path = database_path.with_name(f"{database_path.name}.study{study.id}.lock")
+    descriptor = _locked_file(path, study)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        # Removed while still locked: whoever opened it meanwhile sees that the name is gone and opens a new one.
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked_file(path: Path, study: StudyRecord) -> int:
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise StorageError(
+                f"the lock file {path} cannot be opened ({error.strerror}): check its rights"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still_named(descriptor, path):
+                return descriptor
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace")
+            os.close(descriptor)
+            raise _taken(study, holder) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise StorageError(
+                f"the file system of {path} locks no files ({error.strerror}): put the database on a local disk"
+            ) from None
+        os.close(descriptor)
+
+
+def _is_still_named(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _server_lock(database: Database, study: StudyRecord) -> Iterator[None]:
+    with ExitStack() as sessions:
+        place = _ServerPlace(database, study, sessions)
+        place.make_sure()
+        database.before_writing.append(place.make_sure)
+        try:
+            yield
+        finally:
+            database.before_writing.remove(place.make_sure)
+
+
+class _ServerPlace:
+    """A writer's place in a server, held by a session. A server that restarts forgets it, so each write asks first."""
+
+    def __init__(self, database: Database, study: StudyRecord, sessions: ExitStack) -> None:
+        self._database, self._study, self._sessions = database, study, sessions
+        self._session: Connection | None = None
+        self._lost = False
+        self._turn = threading.Lock()
+
+    def make_sure(self) -> None:
+        """Holds the lock afterwards. StorageError where another has it, or had the chance to take it for a while."""
+        with self._turn:
+            if self._lost:
+                raise StorageError(
+                    f"study {self._study.name!r} was taken over by another process while the server was away:"
+                    " end this one, and resume when the other has finished"
+                )
+            if self._session is not None and not _answers(self._session):
+                self._sessions.close()
+                self._session = None
+            if self._session is None:
+                session = self._sessions.enter_context(self._database.session_of_its_own())
+                try:
+                    _take(session, self._study)
+                except StorageError:
+                    self._lost = True  # its results are unknown here, so waiting for it would not be enough
+                    raise
+                self._session = session
+
+
+def _answers(session: Connection) -> bool:
+    try:
+        session.execute(text("SELECT 1"))
+    except DBAPIError:
+        return False
+    return True
+
+
+def _take(session: Connection, study: StudyRecord) -> None:
+    keys = {"space": ADVISORY_SPACE, "study": study.id}
+    name = f"{_HOLDER_PREFIX}{os.getpid()} on {socket.gethostname()}"[:63]  # the server keeps 63 bytes
+    session.execute(text("SELECT set_config('application_name', :name, false)"), {"name": name})
+    if session.execute(text("SELECT pg_try_advisory_lock(:space, :study)"), keys).scalar_one():
+        return
+    holder = session.execute(
+        text(
+            "SELECT activity.application_name FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid)"
+            " WHERE locks.locktype = 'advisory' AND locks.granted AND locks.classid = :space AND locks.objid = :study"
+            " AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        ),
+        keys,
+    ).scalar()
+    raise _taken(study, str(holder or "").removeprefix("nas writer, "))

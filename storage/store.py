@@ -1,0 +1,251 @@
+"""The store: the only door to the records. Every change is one transaction; every refusal is a StorageError."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Self
+
+from storage import events, latency, schema, studies, trials
+from storage.engine import Database
+from storage.errors import ConnectionLost, StorageError, Taken
+from storage.locks import writer_lock
+from storage.place import place_of
+from storage.plain import numbers
+from storage.records import (
+    Axis,
+    EventRecord,
+    LatencyRecord,
+    NewTrial,
+    ResultRecord,
+    State,
+    StudyRecord,
+    TrialRecord,
+)
+
+
+class Store:
+    """Studies, trials, results, latencies and events in one SQLite or PostgreSQL database.
+
+    Use it from several threads as you like. Values that cannot be stored are a ValueError before anything is
+    written; whatever the database says is a StorageError, and then nothing of that call was written.
+    """
+
+    def __init__(self, url: str, database: Database) -> None:
+        self.url = url
+        self._database = database
+
+    @classmethod
+    def open(cls, url: str, *, read_only: bool = False) -> Self:
+        """Opens sqlite:///file.db, sqlite:// (memory) or postgresql://…; StorageError if that cannot be used.
+
+        A writer makes the tables where there are none; a reader never makes or changes anything.
+        """
+        database = Database(place_of(url), read_only=read_only)
+        try:
+            if read_only:
+                schema.require(database)
+            else:
+                schema.make_or_require(database)
+        except BaseException:
+            database.close()
+            raise
+        return cls(url, database)
+
+    def close(self) -> None:
+        """Closes every connection; using the store afterwards is a StorageError."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({self.shown_url!r})"
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without its password, for messages and pages."""
+        return self._database.place.shown
+
+    # Studies
+
+    def studies(self) -> list[StudyRecord]:
+        """Every study, in the order of making."""
+        with self._database.reading() as connection:
+            return studies.read_studies(connection)
+
+    def study(self, name: str) -> StudyRecord | None:
+        """The study of this name."""
+        with self._database.reading() as connection:
+            return next(iter(studies.read_studies(connection, name)), None)
+
+    def create_study(
+        self,
+        *,
+        name: str,
+        config: Mapping[str, Any],
+        config_hash: str,
+        axes: Sequence[Axis],
+        families: Mapping[str, str],
+    ) -> StudyRecord:
+        """Makes a study. StorageError where the name is taken, ValueError where a value cannot be stored."""
+        values = studies.study_values(name, config, config_hash, axes, families)
+        try:
+            with self._database.writing() as connection:
+                return studies.insert_study(connection, values)
+        except Taken:
+            pass
+        raise StorageError(
+            f"{self.shown_url} has a study {name!r} already: resume that one, or choose another name"
+        )
+
+    @contextmanager
+    def writer(self, study: StudyRecord) -> Iterator[None]:
+        """Holds the place of the study's one writer process. StorageError where another process has it."""
+        with writer_lock(self._database, study):
+            yield
+
+    # Trials
+
+    def add_trial(self, study: StudyRecord, new: NewTrial) -> TrialRecord:
+        """Adds a waiting trial under the study's next number. ValueError where a cost is not finite."""
+        layout, trial = trials.layout_values(new.layout), trials.trial_values(new)
+        with self._database.writing() as connection:
+            return trials.insert_trial(connection, study, layout, trial)
+
+    def start_trial(self, study: StudyRecord, number: int) -> int:
+        """Starts a waiting trial and returns the number of the attempt: 1, 2, … StorageError if it is not waiting."""
+        with self._database.writing() as connection:
+            return trials.start(connection, study, number)
+
+    def finish_trial(
+        self,
+        study: StudyRecord,
+        number: int,
+        attempt: int,
+        result: ResultRecord,
+        *,
+        state: Literal["done", "pruned"] = "done",
+        costs: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Commits a result once; False, and nothing changed, where this attempt is no longer the running one.
+
+        ValueError, before anything is written, where the quality, a score, a cost or a time is not finite.
+        """
+        values, more_costs = trials.result_values(result), numbers(costs or {}, "costs")
+
+        def commit() -> bool:
+            with self._database.writing() as connection:
+                return trials.finish(
+                    connection, study, number, attempt, result=values, state=state, costs=more_costs
+                )
+
+        try:
+            return commit()
+        except ConnectionLost:  # perhaps during the commit: what became of it is asked, not assumed
+            return self._stands(study, number, attempt, state) or commit()
+
+    def fail_trial(
+        self,
+        study: StudyRecord,
+        number: int,
+        attempt: int,
+        state: Literal["unfit", "lost", "waiting"],
+        why: str,
+    ) -> bool:
+        """Ends an attempt without a result ("waiting": back for another); False where it is not the running one."""
+
+        def commit() -> bool:
+            with self._database.writing() as connection:
+                return trials.fail(connection, study, number, attempt, state=state, why=why)
+
+        try:
+            return commit()
+        except ConnectionLost:
+            return self._stands(study, number, attempt, state) or commit()
+
+    def requeue_running(self, study: StudyRecord) -> list[int]:
+        """At resume, as the study's writer: running trials wait again. Returns their numbers."""
+        with self._database.writing() as connection:
+            return trials.requeue_running(connection, study)
+
+    def update_costs(self, study: StudyRecord, number: int, costs: Mapping[str, float]) -> None:
+        """Adds to a trial's costs or replaces them by name, in whatever state. ValueError where one is not finite."""
+        checked = numbers(costs, "costs")
+        with self._database.writing() as connection:
+            trials.merge_costs(connection, study, number, checked)
+
+    def trials(
+        self,
+        study: StudyRecord,
+        *,
+        states: Collection[State] | None = None,
+        offset: int = 0,
+        limit: int | None = None,
+    ) -> list[TrialRecord]:
+        """Trials with their results, by number; two queries, however many they are."""
+        if offset < 0 or (limit is not None and limit < 0):
+            raise ValueError(f"offset is {offset} and limit is {limit}: neither may be negative")
+        with self._database.reading() as connection:
+            return trials.read_trials(connection, study, states=states, offset=offset, limit=limit)
+
+    def trial(self, study: StudyRecord, number: int) -> TrialRecord | None:
+        """The trial of this number."""
+        with self._database.reading() as connection:
+            return next(iter(trials.read_trials(connection, study, number=number)), None)
+
+    def counts(self, study: StudyRecord) -> dict[State, int]:
+        """How many trials stand in each state, zeros included."""
+        with self._database.reading() as connection:
+            return trials.count_states(connection, study)
+
+    def has_layout(self, study: StudyRecord, key: str) -> int | None:
+        """The lowest number of a trial of the study with this layout, whatever became of it."""
+        with self._database.reading() as connection:
+            return trials.number_with_layout(connection, study, key)
+
+    def find_result(self, evaluation_key: str) -> ResultRecord | None:
+        """The result of a done trial, of any study here, that trained exactly this."""
+        with self._database.reading() as connection:
+            return trials.read_result(connection, evaluation_key)
+
+    # Latencies
+
+    def latency(
+        self, *, device: str, frame: str, subject: str, phase: Literal["decode", "prefill"], whole: bool
+    ) -> LatencyRecord | None:
+        """The measurement of exactly this, if there is one."""
+        with self._database.reading() as connection:
+            return latency.read_latency(
+                connection, device=device, frame=frame, subject=subject, phase=phase, whole=whole
+            )
+
+    def latencies(self, *, device: str | None = None) -> list[LatencyRecord]:
+        """Every measurement, or those of one device."""
+        with self._database.reading() as connection:
+            return latency.read_latencies(connection, device)
+
+    def put_latency(self, record: LatencyRecord) -> None:
+        """Stores a measurement in the place of an older one of the same thing. ValueError where it is not finite."""
+        values = latency.latency_values(record)
+        with self._database.writing() as connection:
+            latency.replace_latency(connection, values)
+
+    # Events
+
+    def log(self, study: StudyRecord | None, kind: str, payload: Mapping[str, Any]) -> int:
+        """Appends an event and returns its number. NaN and infinity in the payload become None."""
+        with self._database.writing() as connection:
+            return events.add_events(connection, None if study is None else study.id, kind, [payload])[0]
+
+    def events(
+        self, *, study: StudyRecord | None = None, after: int = 0, limit: int = 1000
+    ) -> list[EventRecord]:
+        """Events in order after a number, of one study or of all: give the last `seq` seen to go on from there."""
+        with self._database.reading() as connection:
+            return events.read_events(connection, None if study is None else study.id, after, limit)
+
+    def _stands(self, study: StudyRecord, number: int, attempt: int, state: State) -> bool:
+        trial = self.trial(study, number)
+        return trial is not None and trial.state == state and trial.attempts == attempt
