@@ -36,10 +36,9 @@ def finished(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
 def minimised(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """[trials, axes] values of finished trials, turned so that smaller is better."""
     signs = np.array([-1.0 if axis.maximise else 1.0 for axis in axes])
-    return (
-        np.array([values_of(trial, axes) for trial in trials], dtype=np.float64).reshape(-1, len(axes))
-        * signs
-    )
+    values = np.array([values_of(trial, axes) for trial in trials], dtype=np.float64).reshape(-1, len(axes))
+    turned: np.ndarray[Any, np.dtype[np.float64]] = values * signs
+    return turned
 
 
 def front(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> list[TrialRecord]:

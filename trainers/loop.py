@@ -69,7 +69,7 @@ def use_bfloat16(precision: Precision, width: int, device: torch.device) -> bool
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return width >= AUTOCAST_WIDTH and bool(torch.cpu._is_amx_tile_supported())
 
 
