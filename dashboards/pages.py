@@ -1,0 +1,195 @@
+"""One dataclass a page: what its template prints, and nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from dashboards.facts import Fact, FactGroup
+from dashboards.strips import Strip, family_of, family_order
+from dashboards.tables import Table
+from dashboards.view import Beaten, StudyView
+
+
+@dataclass(frozen=True, kw_only=True)
+class LegendItem:
+    """One mixer of the study and how its cells look."""
+
+    mixer: str
+    mark: str
+    family: str
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesideLine:
+    """One layout of the front, as it stands beside the picture."""
+
+    number: int
+    href: str
+    strip: Strip
+    text: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxisChoice:
+    """One objective that an axis of the picture can show."""
+
+    name: str
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A page names its template; its fields are exactly the names that the template prints."""
+
+    template: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudiesPage(Page):
+    """Every study of the database."""
+
+    template = "studies.html"
+    storage: str
+    studies: Table
+    start: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPage(Page):
+    """One study: its front, what was beaten, all trials, what was searched."""
+
+    template = "front.html"
+    name: str
+    state: str
+    counted: str
+    measured: int
+    figures: tuple[Fact, ...]
+    progress: float | None
+    axes: tuple[AxisChoice, ...]
+    x: str
+    y: str
+    front_source: str
+    front_3d_source: str
+    hypervolume_source: str
+    layouts_source: str
+    trials_path: str
+    events: str
+    beside: tuple[BesideLine, ...]
+    legend: tuple[LegendItem, ...]
+    beaten: tuple[Beaten, ...]
+    front: Table
+    hypervolume: Table
+    trials: Table
+    page: int
+    pages: int
+    newer: str
+    older: str
+    facts: tuple[FactGroup, ...]
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPage(Page):
+    """One layout: where it stands, what each layer costs, what it learnt."""
+
+    template = "trial.html"
+    name: str
+    study_path: str
+    events: str
+    number: int
+    layout: str
+    state: str
+    standing: str
+    origin: str
+    strip: Strip
+    legend: tuple[LegendItem, ...]
+    figures: tuple[Fact, ...]
+    why: str
+    layers: Table
+    layers_source: str
+    scores: Table
+    curves: Table
+    curves_source: str
+    costs: Table
+    facts: tuple[FactGroup, ...]
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessagePage(Page):
+    """Something is not there, or not to be had now, and this is the way on."""
+
+    template = "message.html"
+    heading: str
+    line: str
+    command: str = ""
+    back: str = "/"
+    back_words: str = "All studies"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoginPage(Page):
+    """The one page that a stranger sees; it carries its own style, since static files are behind the token."""
+
+    template = "login.html"
+    line: str
+    style: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocsPage(Page):
+    """The routes of the JSON interface."""
+
+    template = "docs.html"
+    routes: Table
+    openapi: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportPage(Page):
+    """A whole study in one file; scripts, styles and pictures are inside it."""
+
+    template = "report.html"
+    name: str
+    policy: str
+    style: Markup
+    counted: str
+    dates: str
+    measured: int
+    figures: tuple[Fact, ...]
+    front: Table
+    legend: tuple[LegendItem, ...]
+    beaten: tuple[Beaten, ...]
+    hypervolume: Table
+    trials: Table
+    facts: tuple[FactGroup, ...]
+    command: str
+    config_hash: str
+    storage: str
+    pictures: Mapping[str, Markup]
+    scripts: tuple[Markup, ...]
+
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("dashboards"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
+
+
+def render(page: Page) -> str:
+    """The page as HTML; every text in it is escaped."""
+    context = {field.name: getattr(page, field.name) for field in fields(page)}
+    return ENVIRONMENT.get_template(page.template).render(context)
+
+
+def legend(view: StudyView) -> tuple[LegendItem, ...]:
+    """The mixers of a study, family by family."""
+    items = []
+    for mixer, mark in view.marks.items():
+        family = family_of(view.families.get(mixer, ""))
+        items.append(LegendItem(mixer=mixer, mark=mark, family=family.name, title=family.title))
+    return tuple(sorted(items, key=lambda item: (family_order(item.family), item.mixer)))

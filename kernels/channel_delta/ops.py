@@ -1,0 +1,74 @@
+"""The delta rule with a decay a key channel (Kimi delta attention): the public functions.
+
+Letters: B batch, T time, H heads, K key, V value.  After arXiv:2510.26692.
+"""
+
+from torch import Tensor
+
+from kernels.backend import Backend, is_poisoned, require_axes, require_chunk, require_shape, resolve
+from kernels.channel_delta import chunked, reference
+
+
+def channel_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor | None = None,
+    *,
+    chunk: int = 64,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """S ← Diag(exp g) S, d = β (v − Sᵀk), S ← S + k dᵀ, o = Sᵀq for each token; no scale inside.
+
+    q, k, log_decay [B, T, H, K] with log_decay ≤ 0; v [B, T, H, V]; beta [B, T, H]; state [B, H, K, V],
+    None for zeros. Returns o [B, T, H, V] in v's dtype and the last state in float32, or in float64
+    where an input is float64.
+    """
+    name = "channel_delta"
+    implementation = resolve(backend, name)
+    require_chunk(name, chunk)
+    require_axes(name, "k", k, "[B, T, H, K]")
+    require_axes(name, "v", v, "[B, T, H, V]")
+    batch, time, heads, key = k.shape
+    value = v.shape[-1]
+    require_shape(name, "q", q, (batch, time, heads, key), "[B, T, H, K]")
+    require_shape(name, "v", v, (batch, time, heads, value), "[B, T, H, V]")
+    require_shape(name, "log_decay", log_decay, (batch, time, heads, key), "[B, T, H, K]")
+    require_shape(name, "beta", beta, (batch, time, heads), "[B, T, H]")
+    if state is not None:
+        require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
+    if implementation == "chunked":
+        output, last = chunked.channel_delta(q, k, v, log_decay, beta, state, chunk)
+        if not is_poisoned(output):
+            return output, last
+    return reference.channel_delta(q, k, v, log_decay, beta, state)
+
+
+def channel_delta_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One token: q, k, log_decay [B, H, K], v [B, H, V], beta [B, H], state [B, H, K, V] → o [B, H, V], state.
+
+    There is one PyTorch form of a single token, so `reference` and `chunked` are the same here.
+    """
+    name = "channel_delta_step"
+    resolve(backend, name)
+    require_axes(name, "k", k, "[B, H, K]")
+    require_axes(name, "v", v, "[B, H, V]")
+    batch, heads, key = k.shape
+    value = v.shape[-1]
+    require_shape(name, "q", q, (batch, heads, key), "[B, H, K]")
+    require_shape(name, "v", v, (batch, heads, value), "[B, H, V]")
+    require_shape(name, "log_decay", log_decay, (batch, heads, key), "[B, H, K]")
+    require_shape(name, "beta", beta, (batch, heads), "[B, H]")
+    require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
+    return reference.step(q, k, v, log_decay, beta, state)

@@ -1,0 +1,82 @@
+"""Linear recurrence whose state fades by one number a head and token: the public functions.
+
+Letters: B batch, T time, H heads, G groups that share q and k, K key, V value.  After arXiv:2405.21060.
+"""
+
+from torch import Tensor
+
+from kernels.backend import (
+    Backend,
+    is_poisoned,
+    require_axes,
+    require_chunk,
+    require_groups,
+    require_shape,
+    resolve,
+)
+from kernels.scalar_decay import chunked, reference
+
+
+def scalar_decay(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None = None,
+    *,
+    chunk: int = 64,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """S ← exp(log_decay) S + k vᵀ, o = Sᵀq for each token; no scale inside.
+
+    q, k [B, T, G, K], where head h reads group h·G//H; v [B, T, H, V]; log_decay [B, T, H] ≤ 0, None for no
+    decay; state [B, H, K, V], None for zeros. Returns o [B, T, H, V] in v's dtype and the last state in
+    float32, or in float64 where an input is float64.
+    """
+    name = "scalar_decay"
+    implementation = resolve(backend, name)
+    require_chunk(name, chunk)
+    require_axes(name, "k", k, "[B, T, G, K]")
+    require_axes(name, "v", v, "[B, T, H, V]")
+    batch, time, groups, key = k.shape
+    heads, value = v.shape[2:]
+    require_groups(name, heads, groups)
+    require_shape(name, "q", q, (batch, time, groups, key), "[B, T, G, K]")
+    require_shape(name, "v", v, (batch, time, heads, value), "[B, T, H, V]")
+    if log_decay is not None:
+        require_shape(name, "log_decay", log_decay, (batch, time, heads), "[B, T, H]")
+    if state is not None:
+        require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
+    if implementation == "chunked":
+        output, last = chunked.scalar_decay(q, k, v, log_decay, state, chunk)
+        if not is_poisoned(output):
+            return output, last
+    return reference.scalar_decay(q, k, v, log_decay, state)
+
+
+def scalar_decay_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One token: q, k [B, G, K], v [B, H, V], log_decay [B, H] or None, state [B, H, K, V] → o [B, H, V], state.
+
+    There is one PyTorch form of a single token, so `reference` and `chunked` are the same here.
+    """
+    name = "scalar_decay_step"
+    resolve(backend, name)
+    require_axes(name, "k", k, "[B, G, K]")
+    require_axes(name, "v", v, "[B, H, V]")
+    batch, groups, key = k.shape
+    heads, value = v.shape[1:]
+    require_groups(name, heads, groups)
+    require_shape(name, "q", q, (batch, groups, key), "[B, G, K]")
+    require_shape(name, "v", v, (batch, heads, value), "[B, H, V]")
+    if log_decay is not None:
+        require_shape(name, "log_decay", log_decay, (batch, heads), "[B, H]")
+    require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
+    return reference.step(q, k, v, log_decay, state)
