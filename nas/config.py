@@ -2,30 +2,45 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from search_space.constraint import read_constraints
 from search_space.frame import DTYPE_BYTES, Frame
 from search_space.notation import nearest
 from search_space.quantity import read_count
+from search_space.vocabulary import VOCABULARY
 
-Count = Annotated[int, Field(ge=1)]
+
+def _read_size(value: Any) -> Any:
+    return read_count(value) if isinstance(value, str) else value
+
+
+Count = Annotated[int, BeforeValidator(_read_size), Field(ge=1)]
+"""A whole number from one up, which people may also write as 32k."""
 SettingValue = bool | int | float | str
+MOST_SEED = 2**63 - 1
 
 
-def _default_settings() -> dict[str, dict[str, tuple[SettingValue, ...]]]:
-    return {
+def _default_settings(chosen: Mapping[str, Any]) -> dict[str, dict[str, tuple[SettingValue, ...]]]:
+    """The values to try, for those mixers that the space allows by their name or their family."""
+    allowed = chosen.get("mixers", ())
+    settings: dict[str, dict[str, tuple[SettingValue, ...]]] = {
         "full": {"kv_heads": (2, 8)},
         "window": {"size": (256, 1024)},
         "linear": {"head_dim": (64, 128)},
         "mamba2": {"state": (32, 128)},
         "kda": {"head_dim": (64, 128)},
         "mla": {"rank": (128, 256), "rotary": (1.0, 0.0)},
+    }
+    return {
+        name: values
+        for name, values in settings.items()
+        if name in allowed or VOCABULARY[name].family in allowed
     }
 
 
@@ -106,7 +121,7 @@ class Config(Section):
 
     study: Annotated[str, Field(min_length=1, max_length=200)] = "quick"
     storage: str = "sqlite:///nas.db"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
     trials: Count = 32
     workers: Count = 2
     pool: Literal["auto", "inline", "ray"] = "auto"
@@ -145,14 +160,17 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(item) for item in error.errors()[:4])) from None
+        # A default that another field's error leaves without its ground says nothing of its own.
+        wrong = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
+        raise ValueError("\n".join(_explain(item) for item in wrong[:4])) from None
 
 
 def _explain(item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"configuration: unknown key {place}{nearest(str(item['loc'][-1]), _known_keys(item['loc'][:-1]))}"
-    return f"configuration: {place} = {item['input']!r} is not valid: {item['msg']}"
+    why = item["msg"].removeprefix("Value error, ")
+    return f"configuration: {place} = {item['input']!r} is not valid: {why}"
 
 
 def _known_keys(path: tuple[Any, ...]) -> list[str]:
@@ -191,30 +209,61 @@ def read_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_assignments(texts: list[str]) -> dict[str, Any]:
-    """`a.b=c` texts as a nested mapping; values are read as YAML, sizes like 32k as numbers.
+def assign(below: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """A configuration in which each text such as `a.b=c` sets one key; values are read as YAML.
+
+    A table that is replaced whole elsewhere keeps its other keys here, so that tasks.mqar.steps=100 leaves bytes alone.
 
     Raises:
-        ValueError: a text has no "=".
+        ValueError: a text has no "=", its value is not YAML, or a table that it changes is not valid.
     """
-    result: dict[str, Any] = {}
-    for text in texts:
-        path, equals, raw = text.partition("=")
-        if not equals or not all(path.split(".")):
-            raise ValueError(f"--set {text!r} is not understood: write it like target.width=2048")
-        value = yaml.safe_load(raw)
-        if isinstance(value, str) and value[:1].isdigit() and value[-1:] in "kK":
-            value = read_count(value)
-        nested: Any = value
-        for part in reversed(path.split(".")):
-            nested = {part: nested}
-        result = merge(result, nested)
+    result = dict(below)
+    for path, value in sorted(map(_read_assignment, texts), key=lambda item: _in_table(item[0])):
+        if _in_table(path):
+            whole = resolve(result).model_dump(mode="json")
+            table = (
+                {"tasks": whole["tasks"]}
+                if path[0] == "tasks"
+                else {"space": {"settings": whole["space"]["settings"]}}
+            )
+            result = merge(result, table)
+        result = _put(result, path, value)
     return result
+
+
+def _read_assignment(text: str) -> tuple[list[str], Any]:
+    key, equals, raw = text.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ValueError(f"--set {text!r} is not understood: write it like target.width=2048")
+    try:
+        return path, yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {text!r} is not understood: {raw!r} is not valid YAML") from None
+
+
+def _in_table(path: Sequence[str]) -> bool:
+    return (path[0] == "tasks" and len(path) > 1) or (
+        list(path[:2]) == ["space", "settings"] and len(path) > 2
+    )
+
+
+def _put(mapping: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    key, *rest = path
+    if not rest:
+        return {**mapping, key: value}
+    inner = mapping.get(key)
+    return {**mapping, key: _put(inner if isinstance(inner, Mapping) else {}, rest, value)}
 
 
 def check(config: Config) -> None:
     """What the types alone cannot see; raises ValueError."""
     config.target.frame()
+    if config.space.layers > config.target.depth:
+        raise ValueError(
+            f"space.layers = {config.space.layers} is more than target.depth = {config.target.depth}: "
+            "a pattern is at most as deep as its network"
+        )
     read_constraints(config.space.constraints)
     assert config.target.dtype in DTYPE_BYTES
     known = ("quality", "latency_ms", "kv_bytes", "params", "flops_prefill", "flops_decode")

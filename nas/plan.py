@@ -13,6 +13,7 @@ from search_space.space import Size, Space, make_channels, make_entries
 from search_space.vocabulary import VOCABULARY, plain, shrink_layout
 from search_space.vocabulary import check as check_layout
 from trainers.evaluate import Budget, Job, TaskBudget
+from trainers.measure import check_device
 from trainers.tasks.bytes import Bytes
 from trainers.tasks.registry import make_task
 
@@ -72,6 +73,8 @@ def make_plan(config: Config) -> Plan:
         ValueError: something in it is not valid, the space is empty, or the data cannot be read.
     """
     check(config)
+    for device in (config.target.device, config.proxy.device):
+        check_device(device)
     target = config.target.frame()
     proxy = proxy_frame(config)
     space = Space(
@@ -113,13 +116,10 @@ def proxy_frame(config: Config) -> Frame:
 
 
 def make_budget(config: Config) -> Budget:
-    """The budget of every trial; raises ValueError for an unknown task or lengths that do not fit it."""
+    """The budget of every trial; raises ValueError for an unknown task, or text or lengths that do not do for it."""
     tasks = []
     for name, task in config.tasks.items():
-        made = make_task(name, config.data)
-        fitting = getattr(made, "fitting", None)
-        if fitting is not None:
-            fitting(config.proxy.length)
+        make_task(name, config.data).check(config.proxy.length)
         tasks.append(
             TaskBudget(
                 name=name,

@@ -1,6 +1,6 @@
 """The price of a pattern at the target: exact costs in closed form, and latency from a table that is filled by measuring."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from storage.records import LatencyRecord
 from storage.store import Store
 from trainers.measure import Latency, Phase, device_name, frame_text, measure_layer, measure_network
 
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS = 512
 """The longest prompt that is measured unless one asks for more: a CPU needs minutes for a long one."""
 
 
@@ -47,40 +47,49 @@ class LatencyBook:
 
     def unknown(self, layers: Iterable[Layer], frame: Frame, phase: Phase = "decode") -> list[Layer]:
         """Those of the layers that would have to be measured."""
-        return [layer for layer in layers if self._stored(str(layer), frame, phase, False) is None]
+        keys = {layer: self._key(str(layer), frame, phase, False) for layer in layers}
+        return [
+            layer
+            for layer, key in keys.items()
+            if not any(self._known(store, key) for store in (self.store, self.machine))
+        ]
 
-    def _stored(self, subject: str, frame: Frame, phase: Phase, whole: bool) -> LatencyRecord | None:
-        name, text = device_name(self.device), frame_text(frame, phase)
-        for store in (self.store, self.machine):
-            if store is not None and not self.again:
-                found = store.latency(device=name, frame=text, subject=subject, phase=phase, whole=whole)
-                if found is not None:
-                    return found
-        return None
+    def _key(self, subject: str, frame: Frame, phase: Phase, whole: bool) -> dict[str, Any]:
+        return {
+            "device": device_name(self.device),
+            "frame": frame_text(frame, phase),
+            "subject": subject,
+            "phase": phase,
+            "whole": whole,
+        }
+
+    def _known(self, store: Store | None, key: Mapping[str, Any]) -> LatencyRecord | None:
+        return None if store is None or self.again else store.latency(**key)
 
     def _look_up(
         self, subject: str, frame: Frame, phase: Phase, whole: bool, measure: Callable[[], Latency]
     ) -> LatencyRecord:
-        record = self._stored(subject, frame, phase, whole)
-        if record is None:
-            measured = measure()
-            record = LatencyRecord(
-                device=device_name(self.device),
-                frame=frame_text(frame, phase),
-                subject=subject,
-                phase=phase,
-                whole=whole,
-                latency_ms=measured.latency_ms,
-                spread_ms=measured.spread_ms,
-                repetitions=measured.repetitions,
-            )
-            if self.machine is not None:
-                try:
-                    self.machine.put_latency(record)
-                except StorageError as error:
-                    self.warn(f"the machine's latency table could not be written: {error}")
+        key = self._key(subject, frame, phase, whole)
+        own = self._known(self.store, key)
+        if own is not None:
+            return own
+        record = self._known(self.machine, key) or self._measured(key, measure())
         if self.store is not None:
             self.store.put_latency(record)
+        return record
+
+    def _measured(self, key: Mapping[str, Any], latency: Latency) -> LatencyRecord:
+        record = LatencyRecord(
+            **key,
+            latency_ms=latency.latency_ms,
+            spread_ms=latency.spread_ms,
+            repetitions=latency.repetitions,
+        )
+        if self.machine is not None:
+            try:
+                self.machine.put_latency(record)
+            except StorageError as error:
+                self.warn(f"the machine's latency table could not be written: {error}")
         return record
 
 

@@ -81,6 +81,7 @@ class Search:
     """Trial number to attempt."""
     skipped: int = 0
     stop_asked: bool = False
+    stopped: bool = False
 
     def run(self) -> Ending:
         """Go on until the study has as many trials as the configuration asks for, or the person stops it."""
@@ -103,10 +104,10 @@ class Search:
         starts = [start for start in self.plan.starts if not self._known(start.layout)]
         exhausted = False
         while True:
-            while len(self.running) < self.pool.capacity and not self.stop_asked and not exhausted:
+            while len(self.running) < self.pool.capacity and not self.stop_asked:
                 if waiting:
                     self._run_trial(waiting.pop(0))
-                elif len(self.trials) >= self.plan.config.trials:
+                elif exhausted or len(self.trials) >= self.plan.config.trials:
                     break
                 elif starts:
                     start = starts.pop(0)
@@ -273,12 +274,19 @@ class Search:
 
         def interrupted(_signal: int, _frame: FrameType | None) -> None:
             if self.stop_asked:
-                raise Stopped
-            self.stop_asked = True
-            self.watcher.stopping(len(self.running))
+                stop()
+            else:
+                self.stop_asked = True
+                self.watcher.stopping(len(self.running))
 
         def terminated(_signal: int, _frame: FrameType | None) -> None:
-            raise Stopped
+            stop()
+
+        def stop() -> None:
+            # Once: a further signal must not break into the putting back.
+            if not self.stopped:
+                self.stop_asked = self.stopped = True
+                raise Stopped
 
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -1,8 +1,10 @@
 """One `nas search` from the first line to the last: open, announce, search, tell what was found and what comes next."""
 
+import shlex
 import time
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
+from itertools import islice
 from typing import Any
 
 from rich.console import Console
@@ -18,13 +20,13 @@ from nas.prices import LatencyBook, open_machine_table
 from nas.samplers.registry import check_sampler, make_sampler
 from nas.search import Ending, Search
 from nas.workers.inline import InlinePool
-from nas.workers.pool import Pool
+from nas.workers.pool import Pool, run_job
 from search_space.layout import Layer
 from search_space.quantity import show_ms, show_seconds, show_tokens
 from search_space.space import costs_by_name
 from storage.records import Axis, StudyRecord, TrialRecord
 from storage.store import Store
-from trainers.evaluate import Budget, Job, TaskBudget, evaluate
+from trainers.evaluate import Budget, Job, TaskBudget
 from trainers.measure import device_name
 
 MOST_MEASURED_AHEAD = 64
@@ -45,8 +47,9 @@ def run_search(given: Mapping[str, Any], *, json_output: bool) -> int:
         known = store.study(first.study)
         with reading_input():
             config = _with_study(first, given, known)
+            _check_same(known, meaning(config))
             plan = make_plan(config)
-        _check_same(known, plan)
+        _check_same(known, _stored(plan))
         out = console(to_stderr=True)
         machine = open_machine_table(config.latency_cache, say)
         with closing(machine) if machine else nullcontext():
@@ -81,11 +84,11 @@ def _stored(plan: Plan) -> dict[str, Any]:
     return meaning(plan.config) | {"data_sha256": plan.data.get("sha256")}
 
 
-def _check_same(known: StudyRecord | None, plan: Plan) -> None:
-    """A study means one thing for all its life; raises Refused with the difference."""
+def _check_same(known: StudyRecord | None, wanted: Mapping[str, Any]) -> None:
+    """A study means one thing for all its life; raises Refused with the keys of `wanted` that differ."""
     if known is None:
         return
-    changed = differences(known.config, _stored(plan))
+    changed = differences({key: value for key, value in known.config.items() if key in wanted}, wanted)
     if changed:
         raise Refused(
             f"study {known.name!r} was made with another configuration: {'; '.join(changed[:6])}\n"
@@ -157,7 +160,7 @@ def _seconds_a_trial(plan: Plan) -> float:
             )
             job = plan.job(layout)
             began = time.perf_counter()
-            evaluate(Job(layers=job.layers, frame=job.frame, budget=budget, seed=job.seed, device=job.device))
+            run_job(Job(layers=job.layers, frame=job.frame, budget=budget, seed=job.seed, device=job.device))
             taken = time.perf_counter() - began
             seconds += taken / steps * task.steps * len(task.learning_rates)
         per_trial.append(seconds)
@@ -171,8 +174,8 @@ def _axes(plan: Plan, book: LatencyBook) -> tuple[Axis, ...]:
         ValueError: a layer cannot be measured on this machine.
     """
     letters = dict.fromkeys(layer for start in plan.starts for layer in start.layout.layers)
-    if len(plan.space.alphabet) <= MOST_MEASURED_AHEAD:
-        letters |= dict.fromkeys(plan.space.alphabet)
+    if len(plan.space.alphabet) <= MOST_MEASURED_AHEAD or not letters:
+        letters |= dict.fromkeys(islice(plan.space.alphabet, MOST_MEASURED_AHEAD))
     costs = {layer: costs_by_name(layer, plan.target) for layer in letters}
     if "latency_ms" in plan.config.objectives:
         _measure_ahead(plan, list(letters), book, costs)
@@ -265,7 +268,7 @@ def _tell(
         say(f"every layout of the space has been tried: {plan.size.count}")
     if ending.skipped:
         say(f"{ending.skipped} proposals were skipped before training: they break a constraint")
-    where = f"--study {study.name} --storage {store.shown_url}"
+    where = f"--study {shlex.quote(study.name)} --storage {shlex.quote(store.shown_url)}"
     if ending.interrupted:
         say(f"stopped; nothing is lost. To go on: nas search {where}")
     elif not best:

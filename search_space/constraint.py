@@ -13,7 +13,7 @@ from search_space.vocabulary import VOCABULARY
 BOUNDED = ("kv_bytes", "params", "flops_prefill", "flops_decode")
 """Costs that a bound may name: those that add up over layers and are exact before any training."""
 
-_RULE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(<=|>=)\s*(\S+)\s*")
+_RULE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(<=|>=)\s*(\S.*?)\s*")
 _PLACE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s+not\s+(first|last)\s*")
 
 
@@ -91,7 +91,7 @@ def read_constraint(text: str, names: Collection[str] | None = None) -> Constrai
             raise ValueError(f"constraint {text!r}: a cost can only be bounded from above, with <=")
         return Bound(cost=what, most=read_quantity(number))
     _check_name(what, groups, text)
-    if not number.isdigit():
+    if not (number.isascii() and number.isdigit()):
         raise ValueError(f"constraint {text!r}: {number!r} is not a number of layers")
     return Count(
         what=what, least=int(number) if sign == ">=" else 0, most=int(number) if sign == "<=" else None

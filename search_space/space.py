@@ -1,8 +1,10 @@
 """The space of patterns: which layers may stand where; drawing, counting, neighbours and mutation, under constraints."""
 
+import bisect
 import itertools
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
@@ -19,6 +21,10 @@ T = TypeVar("T")
 Sharing = Literal["layer", "study"]
 MOST_STATES = 200_000
 """Partial patterns that an exact count under cost bounds may keep; beyond, the count is an upper bound."""
+MOST_TABLES = 1000
+"""Assignments of shared settings that a count under cost bounds may try one by one; beyond, likewise."""
+Choices = tuple[int, tuple[Value, ...], Branch | None]
+"""What leads to a layer: the entry's index, the values of its settings, and the channel mixer if one is chosen."""
 
 
 class Chooser(Protocol):
@@ -82,15 +88,22 @@ class Space:
     fill: str = "stack"
 
     @cached_property
-    def alphabet(self) -> dict[Layer, tuple[int, tuple[Value, ...], Branch | None]]:
-        """Every layer that may stand somewhere, and the choices that lead to it: entry, settings, channel."""
-        letters: dict[Layer, tuple[int, tuple[Value, ...], Branch | None]] = {}
-        for index, entry in enumerate(self.entries):
-            for channel in self._channels_of(entry):
-                for values in itertools.product(*(options for _, options in entry.free)):
-                    layer = plain(Layout((entry.fill(values, channel),)), self.frame).layers[0]
-                    letters.setdefault(layer, (index, values, channel))
+    def alphabet(self) -> dict[Layer, Choices]:
+        """Every layer that may stand somewhere, and the choices that lead to it."""
+        letters: dict[Layer, Choices] = {}
+        for choices, layer in self.written.items():
+            letters.setdefault(layer, choices)
         return letters
+
+    @cached_property
+    def written(self) -> dict[Choices, Layer]:
+        """The layer that each choice of an entry, its settings and its channel mixer writes."""
+        return {
+            (index, values, channel): plain(Layout((entry.fill(values, channel),)), self.frame).layers[0]
+            for index, entry in enumerate(self.entries)
+            for channel in self._channels_of(entry)
+            for values in itertools.product(*(options for _, options in entry.free))
+        }
 
     def _channels_of(self, entry: Entry) -> tuple[Branch | None, ...]:
         # An entry that names its own channel mixer keeps it.
@@ -110,21 +123,24 @@ class Space:
 
     def draw(self, chooser: Chooser) -> Layout:
         """A pattern by the chooser's picks; it may break the constraints, `why_not` tells."""
-        layers = []
+        layers, names = [], [entry.name for entry in self.entries]
+        answers: dict[str, Value] = {}
         for position in range(self.layers):
-            names = [entry.name for entry in self.entries]
-            entry = self.entries[names.index(chooser.choose(f"{position}.mixer", names))]
-            values = [
-                chooser.choose(self._question(position, entry, setting), options)
-                for setting, options in entry.free
-            ]
+            index = names.index(chooser.choose(f"{position}.mixer", names))
+            entry, values = self.entries[index], []
+            for setting, options in entry.free:
+                question = self._question(position, entry, setting)
+                # Asked once, because a shared setting has one answer in the whole pattern.
+                if question not in answers:
+                    answers[question] = chooser.choose(question, options)
+                values.append(answers[question])
             channels = self._channels_of(entry)
             channel = channels[0]
             if len(channels) > 1:
                 texts = [str(option) for option in channels]
                 channel = channels[texts.index(chooser.choose(f"{position}.channel", texts))]
-            layers.append(entry.fill(values, channel))
-        return plain(Layout(tuple(layers)), self.frame)
+            layers.append(self.written[index, tuple(values), channel])
+        return Layout(tuple(layers))
 
     def _question(self, position: int, entry: Entry, setting: str) -> str:
         return f"{position}.{entry.name}.{setting}" if self.sharing == "layer" else f"{entry.name}.{setting}"
@@ -164,7 +180,7 @@ class Space:
         for constraint in self.constraints:
             if isinstance(constraint, Bound):
                 cost = sum(
-                    weight * costs_by_name(layer, self.frame)[constraint.cost]
+                    weight * self._prices_of(layer)[constraint.cost]
                     for weight, layer in zip(self.weights, layout.layers, strict=True)
                 )
                 if cost > constraint.most:
@@ -172,6 +188,9 @@ class Space:
             elif broken := constraint.broken_by(layout):
                 return broken
         return None
+
+    def _prices_of(self, layer: Layer) -> dict[str, float]:
+        return self.prices[layer] if layer in self.alphabet else costs_by_name(layer, self.frame)
 
     def sample(self, rng: random.Random) -> Layout:
         """A random pattern that keeps the constraints.
@@ -191,22 +210,30 @@ class Space:
                     return layout
         raise ValueError("no pattern of the space keeps its constraints: loosen one of them")
 
-    def _shuffled_alphabets(self, rng: random.Random) -> list[list[Layer]]:
+    def _shuffled_alphabets(self, rng: random.Random) -> Iterator[list[Layer]]:
         if self.sharing == "layer":
-            return [list(self.alphabet)]
-        tables = self._shared_alphabets(range(len(self.entries)))
-        rng.shuffle(tables)
-        return tables
+            return iter([list(self.alphabet)])
+        variants = [self._variants(index) for index in range(len(self.entries))]
+        for letters in variants:
+            rng.shuffle(letters)
+        return _joined(variants)
 
     def size(self) -> Size:
         """How many different patterns keep the constraints."""
         if self.sharing == "layer":
             _, count, exact = self._walk(list(self.alphabet))
             return Size(count=count, exact=exact)
+        variants = [self._variants(index) for index in range(len(self.entries))]
+        bounded = any(isinstance(rule, Bound) for rule in self.constraints)
+        if not bounded or math.prod(1 + len(letters) for letters in variants) > MOST_TABLES:
+            # Only bounds look at settings; without them one assignment stands for all, as many times as there are.
+            letters = [layer for letters in variants if letters for layer in letters[0]]
+            walk = Walk(self, letters, ways=[len(letters) for letters in variants], bounded=False)
+            return Size(count=walk.count(0, walk.start), exact=not bounded)
         count, exact = 0, True
         for used in range(1, min(self.layers, len(self.entries)) + 1):
-            for subset in itertools.combinations(range(len(self.entries)), used):
-                for letters in self._shared_alphabets(subset):
+            for subset in itertools.combinations(variants, used):
+                for letters in _joined(subset):
                     _, ways, counted = self._walk(letters, [self.alphabet[letter][0] for letter in letters])
                     count, exact = count + ways, exact and counted
         return Size(count=count, exact=exact)
@@ -220,22 +247,19 @@ class Space:
             walk = Walk(self, letters, all_of=all_of, bounded=False)
             return walk, walk.count(0, walk.start), False
 
-    def _shared_alphabets(self, subset: Sequence[int]) -> list[list[Layer]]:
-        """One alphabet for every assignment of the shared settings of a subset of the entries."""
-        by_entry: list[dict[tuple[Value, ...], list[Layer]]] = []
-        for index in subset:
-            variants: dict[tuple[Value, ...], list[Layer]] = {}
-            for layer, (owner, values, _) in self.alphabet.items():
-                if owner == index:
-                    variants.setdefault(values, []).append(layer)
-            by_entry.append(variants)
-        return [
-            [layer for layers in combination for layer in layers]
-            for combination in itertools.product(*(variants.values() for variants in by_entry))
-        ]
+    def _variants(self, index: int) -> list[list[Layer]]:
+        """An entry's layers by the values of its settings: one list an assignment, one layer a channel mixer."""
+        variants: dict[tuple[Value, ...], list[Layer]] = {}
+        for layer, (owner, values, _) in self.alphabet.items():
+            if owner == index:
+                variants.setdefault(values, []).append(layer)
+        return list(variants.values())
 
     def neighbours(self, layout: Layout) -> list[Layout]:
-        """Every pattern one move away that keeps the constraints: another layer in one place, or two places swapped."""
+        """Every pattern one move away that keeps the constraints.
+
+        A move puts another layer in one place, swaps two places, or, where settings are shared, chooses one entry's anew.
+        """
         found: dict[Layout, None] = {}
         for position in range(self.layers):
             for letter in self.alphabet:
@@ -244,11 +268,15 @@ class Space:
             swapped = _with(layout, first, layout.layers[second])
             found.setdefault(_with(swapped, second, layout.layers[first]))
         if self.sharing == "study":
-            for old, new in itertools.permutations(self.alphabet, 2):
-                if self.alphabet[old][0] == self.alphabet[new][0] and old in layout.layers:
-                    found.setdefault(Layout(tuple(new if layer == old else layer for layer in layout.layers)))
+            for index, values in dict.fromkeys((index, values) for index, values, _ in self.written):
+                found.setdefault(Layout(tuple(self._again(layer, index, values) for layer in layout.layers)))
         found.pop(layout, None)
         return [other for other in found if self.params_of(other) is not None and self.why_not(other) is None]
+
+    def _again(self, layer: Layer, index: int, values: tuple[Value, ...]) -> Layer:
+        """The layer with other values for its settings if it is of that entry, else as it is."""
+        owner, _, channel = self.alphabet.get(layer, (None, (), None))
+        return self.written[index, values, channel] if owner == index else layer
 
     def mutate(self, layout: Layout, rng: random.Random) -> Layout:
         """A random neighbour; the same layout where it has none."""
@@ -269,11 +297,19 @@ class Walk:
     """Counts and draws the patterns over one alphabet, position by position, by what the constraints remember."""
 
     def __init__(
-        self, space: Space, letters: Sequence[Layer], *, all_of: Sequence[int] = (), bounded: bool = True
+        self,
+        space: Space,
+        letters: Sequence[Layer],
+        *,
+        all_of: Sequence[int] = (),
+        ways: Sequence[int] = (),
+        bounded: bool = True,
     ) -> None:
         self.space, self.letters = space, list(letters)
         self.owners = [space.alphabet[letter][0] for letter in self.letters]
         self.all_of = frozenset(all_of)
+        self.ways = ways
+        """By entry, how often the count takes a pattern for the first layer of it: once for every assignment."""
         self.counts = [rule for rule in space.constraints if isinstance(rule, Count)]
         self.places = [rule for rule in space.constraints if isinstance(rule, Place)]
         self.bounds = [rule for rule in space.constraints if isinstance(rule, Bound) and bounded]
@@ -304,7 +340,7 @@ class Walk:
             if spent + rest > bound.most:
                 return None
             sums.append(spent)
-        used = state[2] | {self.owners[index]} if self.all_of else state[2]
+        used = state[2] | {self.owners[index]} if self.all_of or self.ways else state[2]
         return tuple(counts), tuple(sums), used
 
     def count(self, position: int, state: Any) -> int:
@@ -315,8 +351,13 @@ class Walk:
         if key not in self.memory:
             if len(self.memory) > MOST_STATES and self.bounds:
                 raise TooManyStates
-            moved = (self.after(position, state, index) for index in range(len(self.letters)))
-            self.memory[key] = sum(self.count(position + 1, new) for new in moved if new is not None)
+            found = 0
+            for index, owner in enumerate(self.owners):
+                new = self.after(position, state, index)
+                if new is not None:
+                    times = self.ways[owner] if self.ways and owner not in state[2] else 1
+                    found += times * self.count(position + 1, new)
+            self.memory[key] = found
         return self.memory[key]
 
     def sample(self, rng: random.Random) -> Layout:
@@ -325,10 +366,17 @@ class Walk:
         for position in range(self.space.layers):
             moved = [self.after(position, state, index) for index in range(len(self.letters))]
             ways = [0 if new is None else self.count(position + 1, new) for new in moved]
-            index = rng.choices(range(len(self.letters)), weights=ways)[0]
+            # Whole numbers, because the ways of a long pattern exceed every float.
+            index = bisect.bisect(list(itertools.accumulate(ways)), rng.randrange(sum(ways)))
             chosen.append(self.letters[index])
             state = moved[index] or state
         return Layout(tuple(chosen))
+
+
+def _joined(variants: Sequence[Sequence[Sequence[Layer]]]) -> Iterator[list[Layer]]:
+    """One alphabet for every assignment of shared settings: one variant of each entry."""
+    for combination in itertools.product(*(letters for letters in variants if letters)):
+        yield [layer for letters in combination for layer in letters]
 
 
 def costs_by_name(layer: Layer, frame: Frame) -> dict[str, float]:
@@ -391,7 +439,10 @@ def _entry(name: str, chosen: Mapping[str, Sequence[Value]], frame: Frame) -> En
             raise ValueError(f"{name}: no value of {setting} fits width {frame.width}; tried {options}")
         if usable:
             free.append((setting, usable))
-    return Entry(name=name, layer=layout.layers[0], free=tuple(free))
+    entry = Entry(name=name, layer=layout.layers[0], free=tuple(free))
+    for values in itertools.product(*(options for _, options in free)):
+        check(Layout((entry.fill(values, None),)), frame)
+    return entry
 
 
 def _fits(name: str, setting: str, value: Value, frame: Frame) -> bool:
@@ -409,7 +460,10 @@ def make_channels(texts: Sequence[str]) -> tuple[Branch, ...]:
     for text in texts:
         if text.split("[")[0] not in CHANNELS:
             raise ValueError(f"no channel mixer {text!r}{nearest(text, CHANNELS)}")
-        made.append(read(f"full/{text}").layers[0].channel)
+        layout = read(f"full/{text}")
+        if len(layout) != 1:
+            raise ValueError(f"{text!r} is not valid: write one channel mixer")
+        made.append(layout.layers[0].channel)
     return tuple(dict.fromkeys(made))
 
 

@@ -1,5 +1,6 @@
 """The door of the trainers: a layout in, an outcome out. Workers call this and nothing else."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,12 +67,13 @@ class _TaskRun:
 def evaluate(job: Job) -> Outcome:
     """Train the layout on every task of the budget, once for each learning rate, and score the best of them.
 
-    A layout whose numbers leave the finite range is `Unfit`, and so is one that outlasts its time limit or the
-    device's memory; anything else that goes wrong is a bug and is raised.
+    A layout whose numbers leave the finite range at every learning rate is `Unfit`, and so is one that outlasts its
+    time limit or the device's memory; anything else that goes wrong is a bug and is raised.
     """
     began = time.perf_counter()
     layout = from_json(job.layers)
     runs: dict[str, _TaskRun] = {}
+    diverged: dict[str, str] = {}
     steps = tokens = 0
     train_s = 0.0
 
@@ -85,7 +87,9 @@ def evaluate(job: Job) -> Outcome:
                 try:
                     run = _run(layout, job, task, task_budget, learning_rate, late)
                 except NotFinite as error:
-                    return Unfit(why=f"{task.name}, learning rate {learning_rate:g}: {error}")
+                    # Another learning rate may still do.
+                    diverged[task.name] = f"{task.name}, learning rate {learning_rate:g}: {error}"
+                    continue
                 except OutOfTime as error:
                     return Unfit(why=f"{task.name}: over its time limit of {job.time_limit_s:g} s, {error}")
                 except torch.OutOfMemoryError as error:
@@ -97,6 +101,8 @@ def evaluate(job: Job) -> Outcome:
                 best = runs.get(task.name)
                 if best is None or run.score.score > best.score.score:
                     runs[task.name] = run
+            if task.name not in runs:
+                return Unfit(why=diverged[task.name])
     weights = {task.name: task.weight for task in job.budget.tasks}
     scores = {name: run.score.score for name, run in runs.items()}
     return Measured(
@@ -155,6 +161,8 @@ def _run(
             parts = zip(tokens.split(SCORING_BATCH), asked.split(SCORING_BATCH), strict=True)
             return torch.cat([model.head(model(part.to(device))[mask.to(device)]) for part, mask in parts])
 
-    return _TaskRun(
-        score=task.score(predict, job.budget.length), learning_rate=learning_rate, trained=trained
-    )
+    score = task.score(predict, job.budget.length)
+    for name, value in score.metrics.items():
+        if not math.isfinite(value):
+            raise NotFinite(f"{name} is {value} after step {budget.steps - 1}")
+    return _TaskRun(score=score, learning_rate=learning_rate, trained=trained)

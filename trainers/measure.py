@@ -9,7 +9,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,11 +30,16 @@ LEAST_REPETITIONS = 7
 MOST_REPETITIONS = 50
 MEASURING_S = 0.15
 """Repeat at least this long, unless the most repetitions are reached before."""
+SLOW_S = 2.0
+"""Stop repeating after so long, even before the least repetitions are reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds of one decode step or one prefill: the median, and half the distance of the quartiles."""
+    """Milliseconds of one decode step or one prefill, and how far the repetitions spread.
+
+    The lower quartile is taken rather than the median: what else runs on a machine only ever adds time.
+    """
 
     latency_ms: float
     spread_ms: float
@@ -46,6 +52,21 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return f"cuda: {torch.cuda.get_device_name(torch.device(device))}"
     return f"cpu: {_processor()}, 1 thread"
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError unless torch can compute there."""
+    try:
+        known = torch.device(device).type in ("cpu", "cuda")
+        torch.zeros(1, device=device if known else "cpu")
+    except (RuntimeError, AssertionError) as error:
+        known, why = False, str(error).splitlines()[0]
+    else:
+        why = "only cpu and cuda are"
+    if not known:
+        raise ValueError(
+            f"device {device!r} cannot be used here: {why}; use cpu, or cuda where there is a GPU"
+        )
 
 
 def _processor() -> str:
@@ -89,7 +110,7 @@ def _measure(module: Block | Stack, frame: Frame, phase: Phase, device: str) -> 
     module.to(device=place, dtype=dtype).eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    with torch.inference_mode():
+    with torch.inference_mode(), _one_thread():
         if phase == "decode":
             state = advance(module.start(frame.batch, frame.context), frame.context - 1)
             x = torch.randn(frame.batch, frame.width, device=place, dtype=dtype)
@@ -101,21 +122,38 @@ def _measure(module: Block | Stack, frame: Frame, phase: Phase, device: str) -> 
 def _repeat(run: Callable[[], object], device: torch.device) -> Latency:
     """Warm up, then repeat; the clock is read only when the device has finished."""
     times_ms: list[float] = []
-    for _ in range(2):
+    began = time.perf_counter()
+    run()
+    _wait(device)
+    if time.perf_counter() - began < SLOW_S:
         run()
     began = time.perf_counter()
-    while len(times_ms) < LEAST_REPETITIONS or (
-        time.perf_counter() - began < MEASURING_S and len(times_ms) < MOST_REPETITIONS
-    ):
+    while _goes_on(len(times_ms), time.perf_counter() - began):
         _wait(device)
         start = time.perf_counter()
         run()
         _wait(device)
         times_ms.append((time.perf_counter() - start) * 1e3)
-    low, _, high = statistics.quantiles(times_ms, n=4)
-    return Latency(
-        latency_ms=statistics.median(times_ms), spread_ms=(high - low) / 2, repetitions=len(times_ms)
-    )
+    low, _, high = statistics.quantiles(times_ms, n=4) if len(times_ms) > 1 else times_ms * 3
+    return Latency(latency_ms=max(low, min(times_ms)), spread_ms=(high - low) / 2, repetitions=len(times_ms))
+
+
+def _goes_on(repetitions: int, seconds: float) -> bool:
+    """Long enough for a quartile, but never minutes: a slow run is repeated only while its time allows."""
+    if repetitions < LEAST_REPETITIONS:
+        return repetitions == 0 or seconds < SLOW_S
+    return repetitions < MOST_REPETITIONS and seconds < MEASURING_S
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On a CPU the table promises one thread, whatever the process uses otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _wait(device: torch.device) -> None:
@@ -123,12 +161,23 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _available_bytes() -> int:
+    """Memory that can be had without swapping: what is free, and the file cache that the system would give up."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _check_memory(network: Layout, frame: Frame) -> None:
     """Refuse what would bring the machine down: a latency from a swapping machine is worth nothing anyway."""
     cost = layout_cost(network, replace(frame, depth=None))
     # Weights are made in float32 and then converted.
     needed = cost.params * 4 + cost.stored_bytes
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = _available_bytes()
     if needed > free:
         raise ValueError(
             f"measuring needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: "

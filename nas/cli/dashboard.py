@@ -23,6 +23,7 @@ def command(
     """Serve the dashboard until Ctrl-C."""
     import secrets
     import socket
+    from contextlib import suppress
     from urllib.parse import quote
 
     import uvicorn
@@ -60,5 +61,7 @@ def command(
     say(f"http://{shown}:{taken}/login?token={secret}{page}")
     say("read-only and live; Ctrl-C stops it")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    server.run(sockets=[listener])
+    # Once it has stopped cleanly, uvicorn raises the Ctrl-C that it caught.
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
     return 0

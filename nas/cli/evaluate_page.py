@@ -13,8 +13,8 @@ from search_space.quantity import show_count
 from search_space.vocabulary import check as check_layout
 from search_space.vocabulary import plain, read, shrink_layout
 from trainers.evaluate import Job
+from trainers.measure import check_device
 from trainers.outcome import Measured, Unfit
-from trainers.tasks.bytes import Bytes
 from trainers.tasks.registry import make_task
 
 
@@ -33,6 +33,7 @@ def evaluate_layout(
             chosen[name] = {**known, **without_none(dict(changes))}
         config = resolve(first.model_dump(mode="json"), {"tasks": chosen})
         check(config)
+        check_device(config.proxy.device)
         layout, target, proxy = read(text), config.target.frame(), proxy_frame(config)
         if literal:
             check_layout(layout, proxy)
@@ -41,8 +42,6 @@ def evaluate_layout(
             check_layout(layout, target)
             trained = shrink_layout(layout, target, proxy)
         budget = make_budget(config)
-        if "bytes" in names:
-            Bytes(data=config.data).batch(1, config.proxy.length, _fresh())
     job = Job(
         layers=tuple(trained.to_json()),
         frame=proxy,
@@ -73,12 +72,6 @@ def evaluate_layout(
             return answer | {"unfit": why, "scores": {}}
         case _:
             raise AssertionError(outcome)
-
-
-def _fresh() -> Any:
-    import torch
-
-    return torch.Generator().manual_seed(0)
 
 
 def show_outcome(answer: Mapping[str, Any], *, json_output: bool) -> int:

@@ -19,7 +19,7 @@ def command(
         str | None, typer.Option(metavar="N", help="Layers; as many as written if left out.")
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(metavar="N", help="Tokens of the prefill; 2k if left out.")
+        str | None, typer.Option(metavar="N", help="Tokens of the prefill; 512 if left out.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
     whole: Annotated[bool, typer.Option(help="Also run all layers end to end.")] = True,
@@ -33,19 +33,16 @@ def command(
     """Measure decode and prefill latency with random weights; no training is needed."""
     from contextlib import closing, nullcontext
 
-    import torch
-
     from nas.cli.measure_page import measure_rows, print_rows
     from nas.cli.options import size
     from nas.cli.output import print_json, say
     from nas.config import resolve
-    from nas.errors import Refused, reading_input
+    from nas.errors import reading_input
     from nas.prices import LatencyBook, open_machine_table, prefill_frame
     from search_space.cost import at_depth
     from search_space.vocabulary import check, plain, read
-    from trainers.measure import device_name
+    from trainers.measure import check_device, device_name
 
-    torch.set_num_threads(1)
     with reading_input():
         target = {
             "width": size("width", width),
@@ -61,9 +58,8 @@ def command(
         frame = settings.target.frame()
         prompt_frame = prefill_frame(frame, size("prompt", prompt))
         check(pattern, frame)
-    place = settings.target.device
-    if place.startswith("cuda") and not torch.cuda.is_available():
-        raise Refused(f"device {place} is not there: torch sees no GPU; use --device cpu")
+        place = settings.target.device
+        check_device(place)
     network = at_depth(plain(pattern, frame), frame, settings.target.fill)
     machine = open_machine_table(settings.latency_cache, say)
     with closing(machine) if machine else nullcontext(), reading_input():

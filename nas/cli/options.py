@@ -43,10 +43,10 @@ def given_layers(config: Path | None, assignments: list[str] | None, flags: dict
     Raises:
         ValueError: the file or an assignment cannot be read.
     """
-    from nas.config import merge, read_assignments, read_file
+    from nas.config import assign, merge, read_file
 
     below = read_file(config) if config else {}
-    return merge(merge(below, read_assignments(assignments or [])), without_none(flags))
+    return merge(assign(below, assignments or []), without_none(flags))
 
 
 def without_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One trial in the terminal: why it costs what it costs, and what it learnt."""
 
+import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -58,9 +59,10 @@ def print_trial(
         soft_wrap=True,
     )
     target = study.config["target"]
+    where = f"--study {shlex.quote(study.name)} --storage {shlex.quote(url)}"
     out.print(
         f"\nNext:  nas cost '{trial.layout.text}' --width {target['width']} --depth {target['depth']} "
-        f"--context {target['context']}\n       nas front --study {study.name} --storage {url}",
+        f"--context {target['context']}\n       nas front {where}",
         markup=False,
         highlight=False,
         soft_wrap=True,

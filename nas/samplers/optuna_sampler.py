@@ -1,30 +1,43 @@
 """Optuna's samplers behind ours: a study in memory, rebuilt from our tables whenever a search goes on."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from nas.samplers.sampler import Known, Proposal
 from search_space.space import Space, T
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
+
+def _tpe(seed: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        # Multivariate and grouped sampling are what conditional settings need, experimental as they are called.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=8)
+
+
+class SteadyNSGAII(NSGAIISampler):
+    """NSGA-II whose parents stand in the order of their trials, be they just selected or remembered from before.
+
+    Optuna's own gives its random numbers to parents by their places, which differ between the two.
+    """
+
+    def select_parent(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        """The parents of a generation."""
+        return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
+
+
 MAKERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
-    "tpe": lambda seed: TPESampler(
-        seed=seed,
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-        n_startup_trials=8,
-        warn_independent_sampling=False,
-    ),
-    "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=20),
+    "tpe": _tpe,
+    "nsga2": lambda seed: SteadyNSGAII(seed=seed, population_size=20),
 }
 """By name, and from a seed alone: a sampler is made anew for each question, so that an answer depends on the seed and
 on the trials known so far, and not on how often the search was interrupted."""

@@ -42,6 +42,11 @@ class Bytes:
         seen = np.bincount(np.frombuffer(self.corpus.held_out, dtype=np.uint8), minlength=256)
         return float(-(seen * np.log2(counts / counts.sum())).sum() / seen.sum())
 
+    def check(self, length: int) -> None:
+        """Raise ValueError if the text cannot be read, or either part of it is too short for the length."""
+        for part in (self.corpus.train, self.corpus.held_out):
+            self._room(len(part), length)
+
     def batch(self, size: int, length: int, rng: torch.Generator) -> Batch:
         """Random stretches of the training text."""
         starts = torch.randint(0, self._room(len(self._train), length), (size,), generator=rng)

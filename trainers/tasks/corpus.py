@@ -125,13 +125,18 @@ def _text_error(data: bytes) -> int | None:
 
 def _json_texts(path: Path, data: bytes) -> bytes:
     texts = []
-    for number, line in enumerate(data.decode("utf-8").splitlines(), start=1):
+    # Not splitlines: JSON may hold U+2028 and its like inside a line.
+    for number, line in enumerate(data.decode("utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            texts.append(json.loads(line)["text"])
+            text = json.loads(line)["text"]
         except (json.JSONDecodeError, KeyError, TypeError):
             raise ValueError(f'data: {path}:{number} is no JSON object with a "text" field') from None
-        if not isinstance(texts[-1], str):
+        if not isinstance(text, str):
             raise ValueError(f'data: {path}:{number} has a "text" that is no string')
-    return "\n".join(texts).encode()
+        try:
+            texts.append(text.encode())
+        except UnicodeEncodeError:
+            raise ValueError(f'data: {path}:{number} has half a surrogate pair in its "text"') from None
+    return b"\n".join(texts)

@@ -46,6 +46,10 @@ class Mqar:
                 f"use an even one of at least {2 * max(self.pairs) + 2}"
             )
 
+    def check(self, length: int) -> None:
+        """Raise ValueError if the length has no room for the fewest pairs."""
+        self.fitting(length)
+
     def batch(self, size: int, length: int, rng: torch.Generator) -> Batch:
         """Equal shares of every number of pairs that fits the length, a quarter of it at most."""
         fitting = self.fitting(length)

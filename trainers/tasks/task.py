@@ -45,6 +45,9 @@ class Task(Protocol):
     def vocabulary(self) -> int:
         """Number of different tokens."""
 
+    def check(self, length: int) -> None:
+        """Raise ValueError if sequences of this length cannot be made."""
+
     def batch(self, size: int, length: int, rng: torch.Generator) -> Batch:
         """A training batch; the same generator state gives the same batch."""
 

@@ -1,0 +1,368 @@
+"""What every mixer promises, asked of the whole vocabulary: a new word is tested by being listed."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from search_space.cost import build_mixer, layer_cost
+from search_space.frame import Frame
+from search_space.layout import Branch, Layer, Layout, from_json
+from search_space.setting import Value, settings_of
+from search_space.spec import Mixer, shrink
+from search_space.state import state_bytes
+from search_space.vocabulary import CHANNELS, VOCABULARY, branch_of, channel_of, mixer_of, read
+
+FRAME = Frame(width=64, train_length=64, context=96, dtype="float32", vocabulary=64)
+SIZES = {
+    "tokens": (4, 8, 20, 48),
+    "head": (8, 16, 24),
+    "state": (8, 16, 24),
+    "rank": (8, 16, 40),
+    "heads": (1, 2, 4, 6),
+    "groups": (1, 2, 3),
+}
+NOTHING = Branch("none")
+LONGEST = 75
+
+
+def draws(name: str, count: int = 4) -> list[Layer]:
+    """The word with its defaults, and some random settings of small size that fit together."""
+    rng = random.Random(name)
+    found = [Layer((Branch(name),), NOTHING)]
+    while len(found) < count + 1:
+        chosen: dict[str, Value] = {}
+        for setting in settings_of(VOCABULARY[name]):
+            if rng.random() < 0.75:
+                chosen[setting.name] = rng.choice(SIZES[setting.unit] if setting.unit else setting.options)
+        spec = VOCABULARY[name](**chosen)
+        try:
+            spec.sized(FRAME)
+        except ValueError:
+            continue
+        layer = Layer((branch_of(spec),), NOTHING)
+        if layer not in found:
+            found.append(layer)
+    return found
+
+
+LAYERS = [layer for name in VOCABULARY for layer in draws(name)]
+LAYERS.append(read("window[size=8]|mamba2/none").layers[0])
+
+
+@pytest.fixture(params=LAYERS, ids=lambda layer: str(layer).removesuffix("/none"))
+def layer(request: pytest.FixtureRequest) -> Layer:
+    chosen: Layer = request.param
+    return chosen
+
+
+@pytest.fixture
+def mixer(layer: Layer, shake: Callable[[nn.Module], None]) -> Mixer:
+    made = build_mixer(layer, FRAME)
+    shake(made)
+    return made.eval()
+
+
+def tokens(batch: int = 2, length: int = LONGEST, width: int = 64) -> Tensor:
+    return torch.randn(batch, length, width)
+
+
+def step_through(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    outputs = []
+    for t in range(x.shape[1]):
+        y, state = mixer.step(x[:, t], state)
+        assert y.shape == x[:, t].shape
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
+
+def tensors(state: Any) -> list[Tensor]:
+    if isinstance(state, Tensor):
+        return [state]
+    if isinstance(state, tuple):
+        return [tensor for part in state for tensor in tensors(part)]
+    if is_dataclass(state):
+        return [tensor for item in fields(state) for tensor in tensors(getattr(state, item.name))]
+    return []
+
+
+def test_price_names_every_parameter(layer: Layer) -> None:
+    priced = layer_cost(layer, FRAME).params - FRAME.width
+    assert sum(weight.numel() for weight in build_mixer(layer, FRAME).parameters()) == priced
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_price_names_every_byte_of_the_state(layer: Layer, dtype: str) -> None:
+    made: Mixer | None = None
+    for context, batch in ((1, 1), (7, 2), (LONGEST, 3), (200, 1)):
+        frame = replace(FRAME, context=context, batch=batch, dtype=dtype)
+        made = build_mixer(layer, frame)
+        cost = layer_cost(layer, frame)
+        assert state_bytes(made.start(batch, max_len=context)) == cost.stored_bytes
+        assert 0 < cost.read_bytes <= cost.stored_bytes
+    assert made is not None
+    frame = replace(FRAME, context=12, batch=2, dtype=dtype)
+    stored, x = layer_cost(layer, frame).stored_bytes, tokens(length=12)
+    for prefix in (1, 2, 9):
+        _, state = made(x[:, :prefix], made.start(2, max_len=12))
+        assert state_bytes(state) == stored
+        _, state = step_through(made, x[:, prefix:], state)
+        assert state_bytes(state) == stored
+        # Nothing larger is kept alive behind the state: a view would hold on to a whole prefill.
+        held = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in tensors(state)
+        }
+        assert sum(held.values()) == stored
+
+
+def test_bytes_do_not_depend_on_the_module_being_in_low_precision(layer: Layer) -> None:
+    frame = replace(FRAME, context=10, batch=2, dtype="bfloat16")
+    made = build_mixer(layer, frame).bfloat16()
+    x = tokens(length=10).bfloat16()
+    y, state = made(x[:, :6], made.start(2, max_len=10))
+    rest, state = step_through(made, x[:, 6:], state)
+    assert y.dtype == rest.dtype == torch.bfloat16
+    assert state_bytes(state) == layer_cost(layer, frame).stored_bytes
+
+
+def test_a_low_precision_cache_stays_near_the_exact_one(layer: Layer) -> None:
+    exact, x = build_mixer(layer, FRAME), tokens(length=40)
+    rough = build_mixer(layer, replace(FRAME, dtype="bfloat16"))
+    rough.load_state_dict(exact.state_dict())
+    y, _ = step_through(exact, x, exact.start(2, 40))
+    z, _ = step_through(rough, x, rough.start(2, 40))
+    assert 0 < (y - z).square().mean().sqrt() < 0.03 * y.square().mean().sqrt() or torch.equal(y, z)
+    assert ("full" in str(layer)) <= (not torch.equal(y, z))
+
+
+def test_no_future(mixer: Mixer) -> None:
+    x = tokens()
+    y, _ = mixer(x)
+    for t in (0, 2, 40, 63, 64, LONGEST - 2):
+        changed = x.clone()
+        changed[:, t + 1 :] = 10 * torch.randn_like(changed[:, t + 1 :])
+        z, _ = mixer(changed)
+        torch.testing.assert_close(z[:, : t + 1], y[:, : t + 1], rtol=1e-5, atol=1e-6)
+        assert (z[:, t + 1] - y[:, t + 1]).abs().max() > 1e-3
+        assert (z[:, -1] - y[:, -1]).abs().max() > 1e-3
+
+
+def test_a_token_from_the_past_is_seen(mixer: Mixer) -> None:
+    x = tokens()
+    changed = x.clone()
+    changed[:, 70] = torch.randn_like(changed[:, 70])
+    y, z = mixer(x)[0], mixer(changed)[0]
+    assert (z[:, 71] - y[:, 71]).abs().max() > 1e-4
+
+
+def test_no_gradient_reaches_the_future(mixer: Mixer) -> None:
+    x = tokens(batch=1).requires_grad_()
+    mixer(x)[0][:, 30].sum().backward()
+    assert x.grad is not None
+    assert x.grad[:, 31:].abs().max() == 0
+    assert x.grad[:, 30].abs().max() > 0
+
+
+def test_step_equals_forward(mixer: Mixer, far: Callable[[Tensor, Tensor], float]) -> None:
+    x = tokens()
+    with torch.no_grad():
+        stepped, state = step_through(mixer, x, mixer.start(2, LONGEST + 5))
+        for length in (1, 3, 16, 63, 64, 65, LONGEST):
+            y, none = mixer(x[:, :length])
+            assert none is None
+            assert far(stepped[:, :length], y) < 1e-4
+        # Both ways leave the same state: what follows is the same.
+        _, carried = mixer(x, mixer.start(2, LONGEST + 5))
+        more = tokens(length=5)
+        assert far(step_through(mixer, more, state)[0], mixer(more, carried)[0]) < 1e-4
+
+
+@pytest.mark.parametrize("prefix", [1, 2, 21, 64])
+def test_step_equals_forward_from_a_carried_state(
+    mixer: Mixer, prefix: int, far: Callable[[Tensor, Tensor], float]
+) -> None:
+    x = tokens()
+    with torch.no_grad():
+        whole, _ = mixer(x)
+        _, state = mixer(x[:, :prefix], mixer.start(2, LONGEST))
+        rest, _ = step_through(mixer, x[:, prefix:], state)
+        assert far(rest, whole[:, prefix:]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "cuts", [(1,), (2,), (3,), (10,), (31,), (63,), (64,), (74,), (1, 2, 3), (5, 6, 60), (40, 42)], ids=str
+)
+def test_prefill_can_be_cut_anywhere(
+    mixer: Mixer, cuts: tuple[int, ...], far: Callable[[Tensor, Tensor], float]
+) -> None:
+    x = tokens()
+    with torch.no_grad():
+        whole, _ = mixer(x)
+        state, parts = mixer.start(2, LONGEST), []
+        for start, end in zip((0, *cuts), (*cuts, LONGEST), strict=True):
+            y, state = mixer(x[:, start:end], state)
+            parts.append(y)
+        assert far(torch.cat(parts, dim=1), whole) < 1e-4
+
+
+def test_more_tokens_than_the_state_can_take_are_refused_or_handled(
+    mixer: Mixer, far: Callable[[Tensor, Tensor], float]
+) -> None:
+    x = tokens(length=12)
+    with torch.no_grad():
+        whole, _ = mixer(x)
+        for cut in (12, 5):
+            answer = run_or_refuse(mixer, x, cut)
+            if isinstance(answer, ValueError):
+                assert "max_len" in str(answer)
+            else:
+                assert far(answer, whole) < 1e-4
+
+
+def run_or_refuse(mixer: Mixer, x: Tensor, cut: int) -> Tensor | ValueError:
+    """Prefill up to the cut and steps from there, with a state made for eight tokens."""
+    try:
+        y, state = mixer(x[:, :cut], mixer.start(2, max_len=8))
+        return torch.cat([y, step_through(mixer, x[:, cut:], state)[0]], dim=1) if cut < x.shape[1] else y
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize("name", ["full", "mla", "window[size=16]"])
+def test_a_cache_that_is_full_says_so(name: str) -> None:
+    mixer = build_mixer(read(name).layers[0], FRAME)
+    x = tokens(length=9)
+    with pytest.raises(ValueError, match="larger max_len"):
+        mixer(x, mixer.start(2, max_len=8))
+    _, state = mixer(x[:, :8], mixer.start(2, max_len=8))
+    with pytest.raises(ValueError, match="larger max_len"):
+        mixer.step(x[:, 8], state)
+
+
+def test_each_sequence_of_a_batch_is_alone(mixer: Mixer, far: Callable[[Tensor, Tensor], float]) -> None:
+    x = tokens(batch=3, length=20)
+    with torch.no_grad():
+        together, _ = mixer(x)
+        stepped, _ = step_through(mixer, x, mixer.start(3, 20))
+        for row in range(3):
+            assert far(together[row : row + 1], mixer(x[row : row + 1])[0]) < 1e-5
+        assert far(stepped[1:2], step_through(mixer, x[1:2], mixer.start(1, 20))[0]) < 1e-5
+
+
+def test_a_state_is_made_where_the_module_is(layer: Layer) -> None:
+    made = build_mixer(layer, FRAME).to("meta")
+    assert {tensor.device.type for tensor in tensors(made.start(2, 8))} == {"meta"}
+
+
+def test_zeros_in_give_numbers_out(mixer: Mixer) -> None:
+    x = torch.zeros(1, 20, 64)
+    assert mixer(x)[0].isfinite().all()
+    assert step_through(mixer, x, mixer.start(1, 20))[0].isfinite().all()
+
+
+def lesson() -> tuple[Tensor, Tensor]:
+    """Sequences whose answer at each token mixes it with the one before, as a residual layer must learn."""
+    x = torch.randn(4, 24, 64)
+    before = torch.cat([torch.zeros(4, 1, 64), x[:, :-1]], dim=1)
+    return x, torch.tanh(x @ torch.randn(64, 64) / 8 + before @ torch.randn(64, 64) / 8)
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
+def test_it_learns(layer: Layer, low: bool) -> None:
+    mixer = build_mixer(layer, FRAME)
+    x, wanted = lesson()
+    optimiser = torch.optim.Adam(mixer.parameters(), lr=1e-2)
+    losses = []
+    for number in range(30):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            y, _ = mixer(x)
+        loss = (y.float() - wanted).square().mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, weight in mixer.named_parameters():
+            assert weight.grad is not None, name
+            assert weight.grad.isfinite().all(), name
+            assert number or weight.grad.abs().max() > 0, f"{name} is dead"
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_autocast_keeps_the_output_near(mixer: Mixer) -> None:
+    x = tokens(length=30)
+    with torch.no_grad():
+        exact, _ = mixer(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough, state = mixer(x[:, :20], mixer.start(2, 30))
+            rest, _ = step_through(mixer, x[:, 20:], state)
+    rough = torch.cat([rough, rest], dim=1).float()
+    assert (rough - exact).square().mean().sqrt() < 0.05 * exact.square().mean().sqrt()
+
+
+def test_text_and_json_round_trip(layer: Layer) -> None:
+    layout = Layout((layer,) * 3)
+    assert read(str(layout)) == layout
+    assert from_json(json.loads(layout.dump())) == layout
+    for branch in layer.branches:
+        assert branch_of(mixer_of(branch)) == branch
+
+
+def test_shrinking_to_half_builds(layer: Layer) -> None:
+    proxy = replace(FRAME, width=32, train_length=32)
+    for branch in layer.branches:
+        small = shrink(mixer_of(branch), FRAME, proxy)
+        x = torch.randn(1, 9, 32)
+        assert small.build(proxy)(x)[0].shape == x.shape
+
+
+@pytest.mark.parametrize("name", VOCABULARY)
+def test_a_word_says_who_it_is(name: str) -> None:
+    spec = VOCABULARY[name]
+    assert spec.name == name and spec.__doc__
+    assert "arXiv" in spec.source
+    assert spec().build(FRAME).__doc__
+
+
+CHANNEL_BRANCHES = [Branch("none"), Branch("swiglu")] + [
+    Branch("swiglu", (("ratio", option),)) for option in (1.0, 3.5, 5.25)
+]
+
+
+@pytest.mark.parametrize("branch", CHANNEL_BRANCHES, ids=str)
+def test_channel_mixers_keep_the_promises_that_apply(branch: Branch, small: Frame) -> None:
+    spec = channel_of(branch)
+    made, cost = spec.build(small), spec.cost(small)
+    assert sum(weight.numel() for weight in made.parameters()) == cost.params
+    assert cost.stored_bytes == 0
+    x = torch.randn(2, 5, 64)
+    y = made(x)
+    assert y.shape == x.shape
+    # Each token is seen by itself.
+    torch.testing.assert_close(made(x[:, 3]), y[:, 3])
+    assert branch_of(spec) == branch
+    assert shrink(spec, Frame(width=2048), small) == spec
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
+def test_channel_mixers_learn(low: bool, small: Frame) -> None:
+    made = CHANNELS["swiglu"]().build(small)
+    x = torch.randn(64, 64)
+    wanted = torch.tanh(x @ torch.randn(64, 64) / 8)
+    optimiser = torch.optim.Adam(made.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            y = made(x)
+        loss = (y.float() - wanted).square().mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in made.parameters())
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
