@@ -35,7 +35,7 @@ def _default_settings(chosen: Mapping[str, Any]) -> dict[str, dict[str, tuple[Se
         "linear": {"head_dim": (64, 128)},
         "mamba2": {"state": (32, 128)},
         "kda": {"head_dim": (64, 128)},
-        "mla": {"rank": (128, 256), "rotary": (1.0, 0.0)},
+        "mla": {"rank": (256, 512), "rotary": (1.0, 0.0)},
     }
     return {
         name: values
@@ -85,8 +85,8 @@ class TargetConfig(Section):
 class ProxyConfig(Section):
     """The small network that is trained instead; quality is taken here."""
 
-    width: Count = 64
-    length: Count = 48
+    width: Count = 32
+    length: Count = 32
     stem_taps: Annotated[int, Field(ge=0, le=8)] = 4
     weight_decay: float = Field(default=0.1, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -98,7 +98,7 @@ class TaskConfig(Section):
 
     weight: float = Field(default=1.0, gt=0)
     steps: Count = 200
-    batch: Count = 64
+    batch: Count = 32
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1e-2,), min_length=1)
 
 
@@ -122,7 +122,7 @@ class Config(Section):
     study: Annotated[str, Field(min_length=1, max_length=200)] = "quick"
     storage: str = "sqlite:///nas.db"
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
-    trials: Count = 32
+    trials: Count = 20
     workers: Count = 2
     pool: Literal["auto", "inline", "ray"] = "auto"
     ray_address: str | None = None
@@ -138,7 +138,7 @@ class Config(Section):
     proxy: ProxyConfig = ProxyConfig()
     space: SpaceConfig = SpaceConfig()
     tasks: dict[str, TaskConfig] = Field(
-        default_factory=lambda: {"mqar": TaskConfig(steps=240), "bytes": TaskConfig(steps=100)}, min_length=1
+        default_factory=lambda: {"mqar": TaskConfig(steps=240), "bytes": TaskConfig(steps=40)}, min_length=1
     )
 
 

@@ -277,7 +277,8 @@ class Search:
                 stop()
             else:
                 self.stop_asked = True
-                self.watcher.stopping(len(self.running))
+                # The signal may have come in the middle of a line: another thread waits for the end of it.
+                threading.Thread(target=self.watcher.stopping, args=(len(self.running),)).start()
 
         def terminated(_signal: int, _frame: FrameType | None) -> None:
             stop()

@@ -1,7 +1,7 @@
 """One `nas search` from the first line to the last: open, announce, search, tell what was found and what comes next."""
 
+import random
 import shlex
-import time
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from itertools import islice
@@ -20,13 +20,12 @@ from nas.prices import LatencyBook, open_machine_table
 from nas.samplers.registry import check_sampler, make_sampler
 from nas.search import Ending, Search
 from nas.workers.inline import InlinePool
-from nas.workers.pool import Pool, run_job
+from nas.workers.pool import Pool, probe_job
 from search_space.layout import Layer
 from search_space.quantity import show_ms, show_seconds, show_tokens
 from search_space.space import costs_by_name
 from storage.records import Axis, StudyRecord, TrialRecord
 from storage.store import Store
-from trainers.evaluate import Budget, Job, TaskBudget
 from trainers.measure import device_name
 
 MOST_MEASURED_AHEAD = 64
@@ -136,35 +135,9 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
 
 
 def _seconds_a_trial(plan: Plan) -> float:
-    """A guess from a few real training steps of the first and the last starting layout, or of a random one."""
-    layouts = [start.layout for start in (plan.starts[0], plan.starts[-1])] if plan.starts else []
-    if not layouts:
-        return 0.0
-    steps, per_trial = 3, []
-    for layout in layouts:
-        seconds = 0.0
-        for task in plan.budget.tasks:
-            probe = TaskBudget(
-                name=task.name,
-                weight=1.0,
-                steps=steps,
-                batch=task.batch,
-                learning_rates=task.learning_rates[:1],
-            )
-            budget = Budget(
-                tasks=(probe,),
-                length=plan.budget.length,
-                data=plan.budget.data,
-                stem_taps=plan.budget.stem_taps,
-                precision=plan.budget.precision,
-            )
-            job = plan.job(layout)
-            began = time.perf_counter()
-            run_job(Job(layers=job.layers, frame=job.frame, budget=budget, seed=job.seed, device=job.device))
-            taken = time.perf_counter() - began
-            seconds += taken / steps * task.steps * len(task.learning_rates)
-        per_trial.append(seconds)
-    return sum(per_trial) / len(per_trial)
+    """A guess from a few real training steps of the first and the last layout that will be tried unasked."""
+    layouts = [start.layout for start in plan.starts] or [plan.space.sample(random.Random(plan.config.seed))]
+    return sum(probe_job(plan.job(layout)) for layout in (layouts[0], layouts[-1])) / 2
 
 
 def _axes(plan: Plan, book: LatencyBook) -> tuple[Axis, ...]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -129,9 +129,23 @@ def _details(runs: Mapping[str, _TaskRun], job: Job) -> dict[str, Any]:
     return details
 
 
-def _run(
+def probe(job: Job, steps: int = 3) -> float:
+    """Seconds that `evaluate` will take about, from a few warm training steps of every task."""
+    layout, seconds = from_json(job.layers), 0.0
+    with torch.random.fork_rng(devices=[]):
+        for budget in job.budget.tasks:
+            task = make_task(budget.name, job.budget.data)
+            few = replace(budget, steps=steps)
+            for _ in range(2):
+                trained = _train(layout, job, task, few, budget.learning_rates[0], lambda: False)[1]
+            seconds += trained.train_s / steps * budget.steps * len(budget.learning_rates)
+    return seconds
+
+
+def _train(
     layout: Layout, job: Job, task: Task, budget: TaskBudget, learning_rate: float, late: Callable[[], bool]
-) -> _TaskRun:
+) -> tuple[ProxyModel, Trained]:
+    """A fresh proxy of the layout, trained."""
     device = torch.device(job.device)
     # Every layout starts from the same seed, so that two of them differ by what they are and not by their luck.
     torch.manual_seed(job.seed)
@@ -153,7 +167,15 @@ def _run(
         weight_decay=job.budget.weight_decay,
         precision=job.budget.precision,
     )
-    trained = train(model, task, training, seed=job.seed, device=device, out_of_time=late)
+    return model, train(model, task, training, seed=job.seed, device=device, out_of_time=late)
+
+
+def _run(
+    layout: Layout, job: Job, task: Task, budget: TaskBudget, learning_rate: float, late: Callable[[], bool]
+) -> _TaskRun:
+    """Train, then score on held-out sequences."""
+    model, trained = _train(layout, job, task, budget, learning_rate, late)
+    device = torch.device(job.device)
     model.eval()
 
     def predict(tokens: Tensor, asked: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Latency at the target frame, with random weights on the real device: one layer at a time, or a whole network.
+"""Latency at the target frame, with arbitrary weights on the real device: one layer at a time, or a whole network.
 
 No training is needed for that: time does not depend on what the weights are.
 
@@ -30,6 +30,7 @@ LEAST_REPETITIONS = 7
 MOST_REPETITIONS = 50
 MEASURING_S = 0.15
 """Repeat at least this long, unless the most repetitions are reached before."""
+WEIGHT = 0.01
 SLOW_S = 2.0
 """Stop repeating after so long, even before the least repetitions are reached."""
 
@@ -92,7 +93,9 @@ def measure_layer(layer: Layer, frame: Frame, phase: Phase, *, device: str = "cp
         ValueError: the machine has not enough memory for it.
     """
     _check_memory(Layout((layer,)), frame)
-    return _measure(Block(layer, frame), frame, phase, device)
+    with torch.device("meta"):
+        module = Block(layer, frame)
+    return _measure(module, frame, phase, device)
 
 
 def measure_network(network: Layout, frame: Frame, phase: Phase, *, device: str = "cpu") -> Latency:
@@ -102,14 +105,17 @@ def measure_network(network: Layout, frame: Frame, phase: Phase, *, device: str 
         ValueError: the machine has not enough memory for it.
     """
     _check_memory(network, frame)
-    return _measure(Stack(network, frame), frame, phase, device)
+    with torch.device("meta"):
+        module = Stack(network, frame)
+    return _measure(module, frame, phase, device)
 
 
 def _measure(module: Block | Stack, frame: Frame, phase: Phase, device: str) -> Latency:
     place, dtype = torch.device(device), DTYPES[frame.dtype]
-    module.to(device=place, dtype=dtype).eval()
+    # Weights are made where they are used, and all alike: drawing them would take longer than measuring.
+    module.to(dtype=dtype).to_empty(device=place).eval()
     for parameter in module.parameters():
-        parameter.requires_grad_(False)
+        parameter.requires_grad_(False).fill_(WEIGHT)
     with torch.inference_mode(), _one_thread():
         if phase == "decode":
             state = advance(module.start(frame.batch, frame.context), frame.context - 1)
@@ -175,8 +181,7 @@ def _available_bytes() -> int:
 def _check_memory(network: Layout, frame: Frame) -> None:
     """Refuse what would bring the machine down: a latency from a swapping machine is worth nothing anyway."""
     cost = layout_cost(network, replace(frame, depth=None))
-    # Weights are made in float32 and then converted.
-    needed = cost.params * 4 + cost.stored_bytes
+    needed = cost.params * frame.dtype_bytes + cost.stored_bytes
     free = _available_bytes()
     if needed > free:
         raise ValueError(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import JsonOption, SizeOption
+from nas.cli.options import BatchOption, JsonOption
 
 NAME = "cost"
 
@@ -20,13 +20,15 @@ def command(
         list[str] | None,
         typer.Option(metavar="N", help="Tokens that are visible, such as 32k. May be repeated."),
     ] = None,
-    batch: SizeOption = None,
+    batch: BatchOption = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     depth: Annotated[
         str | None, typer.Option(metavar="N", help="Stack the layout to so many layers.")
     ] = None,
     fill: Annotated[str, typer.Option(help="stack or stretch, for --depth.")] = "stack",
-    vocabulary: SizeOption = None,
+    vocabulary: Annotated[
+        str | None, typer.Option(metavar="N", help="Tokens of the embedding and the head.")
+    ] = None,
     json: JsonOption = False,
 ) -> int:
     """Price a layout: parameters, FLOPs a token, cache bytes at one or more contexts."""

@@ -47,6 +47,8 @@ def command(
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # From here on browsers wait rather than being refused: the address is printed before the server runs.
+        listener.listen()
     except OSError as error:
         listener.close()
         raise Refused(
@@ -60,7 +62,16 @@ def command(
     page = f"&next=/studies/{quote(study, safe='')}" if study else ""
     say(f"http://{shown}:{taken}/login?token={secret}{page}")
     say("read-only and live; Ctrl-C stops it")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+
+    class Server(uvicorn.Server):
+        """Tells open streams to end before it waits for them."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.closing.set()
+            await super().shutdown(sockets)
+
+    server = Server(settings)
     # Once it has stopped cleanly, uvicorn raises the Ctrl-C that it caught.
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import ConfigOption, JsonOption, SetOption, SizeOption, given_layers
+from nas.cli.options import BatchOption, ConfigOption, JsonOption, SetOption, given_layers
 
 NAME = "evaluate"
 
@@ -15,10 +15,10 @@ def command(
     task: Annotated[
         list[str] | None, typer.Option(help="mqar or bytes. May be repeated; all if left out.")
     ] = None,
-    steps: SizeOption = None,
+    steps: Annotated[str | None, typer.Option(metavar="N", help="Training steps of each task.")] = None,
     width: Annotated[str | None, typer.Option(metavar="N", help="Width of the proxy.")] = None,
     length: Annotated[str | None, typer.Option(metavar="N", help="Length of the proxy's sequences.")] = None,
-    batch: SizeOption = None,
+    batch: BatchOption = None,
     learning_rate: Annotated[
         list[float] | None, typer.Option(help="May be repeated; the best one counts.")
     ] = None,

@@ -1,5 +1,6 @@
 """The command `nas`: the list of commands, and how every ending becomes a line and an exit code."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -23,6 +24,8 @@ from nas.cli.output import say
 from nas.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, Refused
 from search_space.notation import LayoutError
 from storage.errors import StorageError
+
+TYPER_INTERRUPTED = 130
 
 app = typer.Typer(
     name="nas",
@@ -80,7 +83,7 @@ def main(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does; what it wanted, it has.
-        sys.stdout = None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:  # noqa: BLE001  the last line of defence: a bug is named, not hidden
         say(f"nas: internal error, {type(error).__name__}: {error}")
@@ -93,9 +96,14 @@ def _run(arguments: list[str]) -> int:
         result = app(args=arguments, prog_name="nas", standalone_mode=False)
     except typer.Exit as ending:
         return ending.exit_code
+    except SystemExit:
+        # What typer makes of a broken pipe, and below of Ctrl-C.
+        raise BrokenPipeError from None
     except typer.TyperException as error:
         say(f"nas: {error.format_message()}")
         return error.exit_code
+    if result == TYPER_INTERRUPTED:
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 

@@ -4,16 +4,18 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import ConfigOption, JsonOption, SetOption, SizeOption, given_layers
+from nas.cli.options import BatchOption, ConfigOption, JsonOption, SetOption, given_layers
 
 NAME = "measure"
 
 
 def command(
     layout: Annotated[str, typer.Argument(help="Layout in the notation, in units of the target.")],
-    width: SizeOption = None,
-    context: SizeOption = None,
-    batch: SizeOption = None,
+    width: Annotated[str | None, typer.Option(metavar="N", help="Width of the network.")] = None,
+    context: Annotated[
+        str | None, typer.Option(metavar="N", help="Tokens that are visible in decode, such as 32k.")
+    ] = None,
+    batch: BatchOption = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
     depth: Annotated[
         str | None, typer.Option(metavar="N", help="Layers; as many as written if left out.")

@@ -24,7 +24,7 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Set one key, such as target.width=2048. May be repeated."
     ),
 ]
-SizeOption = Annotated[str | None, typer.Option(metavar="N")]
+BatchOption = Annotated[str | None, typer.Option(metavar="N", help="Sequences at the same time.")]
 
 
 def size(name: str, text: str | None) -> int | None:

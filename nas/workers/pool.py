@@ -4,7 +4,7 @@ from typing import Protocol
 
 import torch
 
-from trainers.evaluate import Job, evaluate
+from trainers.evaluate import Job, evaluate, probe
 from trainers.outcome import Outcome
 
 
@@ -33,3 +33,9 @@ def run_job(job: Job) -> Outcome:
     """One evaluation on one thread: two busy threads a worker are slower than one (measured tenfold on two cores)."""
     torch.set_num_threads(1)
     return evaluate(job)
+
+
+def probe_job(job: Job) -> float:
+    """About how many seconds one evaluation will take, on one thread."""
+    torch.set_num_threads(1)
+    return probe(job)

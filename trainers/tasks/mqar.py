@@ -28,7 +28,7 @@ class Mqar:
         ValueError: the vocabulary is odd or too small for the pairs, or there are no pairs.
     """
 
-    pairs: Sequence[int] = (4, 8, 12)
+    pairs: Sequence[int] = (2, 4, 8)
     vocabulary: int = 40
     held_out: int = 256
     """Sequences for each number of pairs."""
