@@ -13,8 +13,9 @@ _TITLES = {
     "kv_bytes": "cache",
     "state_bytes": "state",
     "params": "parameters",
-    "macs": "multiply-adds",
-    "flops": "operations",
+    "read_bytes": "cache read a step",
+    "flops_prefill": "FLOPs a token, prefill",
+    "flops_decode": "FLOPs a token, decode",
 }
 
 
@@ -124,7 +125,7 @@ def value(name: str, x: float | None, unit: str = "") -> str:
         return size(x)
     if base.endswith("_ms") or "_ms_" in base:
         return milliseconds(x)
-    if base in ("params", "macs", "flops"):
+    if base == "params" or base.startswith("flops"):
         return count(x)
     if unit and unit not in ("1", base):
         return f"{_signed(x, _digits(abs(x)))} {unit}"

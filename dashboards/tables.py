@@ -198,8 +198,9 @@ def scores(trial: TrialRecord) -> Table:
 
 
 def _other_costs(points: Sequence[Point], names: Sequence[str]) -> list[str]:
-    """Costs beyond the objectives: the cache at other contexts first, parameters last."""
-    present = {name for p in points for name in p.costs} - set(names)
+    """Costs beyond the objectives: the cache at other contexts first, parameters last; work stays on its own page."""
+    present = {name for p in points for name in p.costs if name.partition("_")[0] not in ("flops", "read")}
+    present -= set(names)
     return sorted(present, key=lambda name: (name == "params", name.partition("@")[0], _context(name)))
 
 

@@ -270,9 +270,11 @@ def check(config: Config) -> None:
     for name in config.objectives:
         if name not in known:
             raise ValueError(f"no objective {name!r}{nearest(name, known)} (there are {', '.join(known)})")
-    if len(set(config.objectives)) != len(config.objectives) or "quality" not in config.objectives:
+    distinct = set(config.objectives)
+    if len(distinct) != len(config.objectives) or "quality" not in distinct or len(distinct) < 2:
         raise ValueError(
-            f"objectives {', '.join(config.objectives)} are not valid: name quality, and each one once"
+            f"objectives {', '.join(config.objectives)} are not valid: "
+            "name quality and at least one cost, each of them once"
         )
 
 

@@ -123,7 +123,8 @@ def _check_depth(depth: int) -> None:
 
 
 def fold(tokens: Sequence[str]) -> str:
-    """The shortest notation of a sequence of layers, by runs and nested repeats; ties go to the earlier split."""
+    """The shortest notation of a sequence of layers, by runs and nested repeats; ties go to the later split, so that a cut
+    stack reads 2*(kda mla) kda."""
     count = len(tokens)
     period = next(p for p in range(1, count + 1) if count % p == 0 and tokens[p:] == tokens[:-p])
     unit = tokens[:period]
@@ -150,7 +151,7 @@ def _plan(tokens: Sequence[str]) -> dict[tuple[int, int], tuple[int, bool]]:
             else:
                 sums = list(map(operator.add, by_start[start], reversed(by_end[end - 1])))
                 size = min(sums) + 1
-                plan[start, end] = sums.index(size - 1) + 1, False
+                plan[start, end] = len(sums) - sums[::-1].index(size - 1), False
             by_start[start].append(size)
             by_end[end - 1].append(size)
     return plan

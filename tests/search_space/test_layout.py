@@ -74,7 +74,8 @@ def test_no_shorter_text_exists_for_any_short_sequence(words: tuple[str, str]) -
         ("kda kda kda mla " * 6, "6*(3*kda mla)"),
         ("kda " + "kda kda kda mla " * 6, "kda 6*(3*kda mla)"),
         ("full " + "kda kda kda mla " * 3, "full 3*(3*kda mla)"),
-        ("mm mm none full " * 3 + "mm mm", "2*mm 3*(none full 2*mm)"),
+        ("mm mm none full " * 3 + "mm mm", "3*(2*mm none full) 2*mm"),
+        ("kda mla " * 2 + "kda", "2*(kda mla) kda"),
         ("kda mla kda mla full " * 2, "2*(2*(kda mla) full)"),
     ],
 )
