@@ -6,10 +6,11 @@ from typing import Any
 
 from nas.config import Config, check, hash_of
 from search_space.constraint import read_constraints
+from search_space.entries import make_channels, make_entries
 from search_space.frame import Frame
 from search_space.layout import Layout
 from search_space.presets import PRESETS, pattern_for
-from search_space.space import Size, Space, make_channels, make_entries
+from search_space.space import Size, Space
 from search_space.vocabulary import VOCABULARY, plain, shrink_layout
 from search_space.vocabulary import check as check_layout
 from trainers.evaluate import Budget, Job, TaskBudget

@@ -52,3 +52,14 @@ def build_mixer(layer: Layer, frame: Frame) -> Mixer:
     """The sequence mixer of a layer, its branches side by side if there are several."""
     branches = [mixer_of(branch).build(frame) for branch in layer.branches]
     return branches[0] if len(branches) == 1 else Parallel(branches, frame.width)
+
+
+def costs_by_name(layer: Layer, frame: Frame) -> dict[str, float]:
+    """A layer's exact costs by the names that objectives and bounds use."""
+    cost = layer_cost(layer, frame)
+    return {
+        "kv_bytes": cost.stored_bytes,
+        "params": cost.params,
+        "flops_prefill": cost.flops_prefill,
+        "flops_decode": cost.flops_decode,
+    }

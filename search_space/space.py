@@ -1,26 +1,24 @@
 """The space of patterns: which layers may stand where; drawing, counting, neighbours and mutation, under constraints."""
 
-import bisect
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
-from search_space.constraint import Bound, Constraint, Count, Place, belongs, families
-from search_space.cost import at_depth, layer_cost
+from search_space.constraint import Bound, Constraint
+from search_space.cost import at_depth, costs_by_name
+from search_space.entries import Entry
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
-from search_space.notation import nearest
-from search_space.setting import Value, settings_of
-from search_space.vocabulary import CHANNELS, VOCABULARY, branch_of, check, mixer_of, plain, read
+from search_space.setting import Value
+from search_space.vocabulary import plain
+from search_space.walk import TooManyStates, Walk
 
 T = TypeVar("T")
 Sharing = Literal["layer", "study"]
-MOST_STATES = 200_000
-"""Partial patterns that an exact count under cost bounds may keep; beyond, the count is an upper bound."""
 MOST_TABLES = 1000
 """Assignments of shared settings that a count under cost bounds may try one by one; beyond, likewise."""
 Choices = tuple[int, tuple[Value, ...], Branch | None]
@@ -44,27 +42,6 @@ class RandomChooser:
         """One of the options, by the generator."""
         del name
         return self.rng.choice(options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One word of the space: a layer text whose mixer may have free settings."""
-
-    name: str
-    layer: Layer
-    free: tuple[tuple[str, tuple[Value, ...]], ...]
-    """Settings of the layer's only branch that the search chooses."""
-
-    def fill(self, values: Sequence[Value], channel: Branch | None) -> Layer:
-        """The layer with its free settings chosen, and another channel mixer if one is given."""
-        branches = self.layer.branches
-        if self.free:
-            names = [name for name, _ in self.free]
-            spec = mixer_of(
-                Branch(branches[0].mixer, (*branches[0].settings, *zip(names, values, strict=True)))
-            )
-            branches = (branch_of(spec),)
-        return Layer(branches, channel or self.layer.channel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +205,7 @@ class Space:
         if not bounded or math.prod(1 + len(letters) for letters in variants) > MOST_TABLES:
             # Only bounds look at settings; without them one assignment stands for all, as many times as there are.
             letters = [layer for letters in variants if letters for layer in letters[0]]
-            walk = Walk(self, letters, ways=[len(letters) for letters in variants], bounded=False)
+            walk = self._over(letters, ways=[len(letters) for letters in variants], bounded=False)
             return Size(count=walk.count(0, walk.start), exact=not bounded)
         count, exact = 0, True
         for used in range(1, min(self.layers, len(self.entries)) + 1):
@@ -238,14 +215,33 @@ class Space:
                     count, exact = count + ways, exact and counted
         return Size(count=count, exact=exact)
 
-    def _walk(self, letters: Sequence[Layer], all_of: Sequence[int] = ()) -> tuple["Walk", int, bool]:
+    def _walk(self, letters: Sequence[Layer], all_of: Sequence[int] = ()) -> tuple[Walk, int, bool]:
         """A walk over an alphabet, the number of its patterns, and whether that number heeds the bounds exactly."""
-        walk = Walk(self, letters, all_of=all_of)
+        walk = self._over(letters, all_of=all_of)
         try:
             return walk, walk.count(0, walk.start), True
         except TooManyStates:
-            walk = Walk(self, letters, all_of=all_of, bounded=False)
+            walk = self._over(letters, all_of=all_of, bounded=False)
             return walk, walk.count(0, walk.start), False
+
+    def _over(
+        self,
+        letters: Sequence[Layer],
+        *,
+        all_of: Sequence[int] = (),
+        ways: Sequence[int] = (),
+        bounded: bool = True,
+    ) -> Walk:
+        return Walk(
+            letters,
+            owners=[self.alphabet[letter][0] for letter in letters],
+            constraints=self.constraints,
+            prices=self.prices,
+            weights=self.weights,
+            all_of=all_of,
+            ways=ways,
+            bounded=bounded,
+        )
 
     def _variants(self, index: int) -> list[list[Layer]]:
         """An entry's layers by the values of its settings: one list an assignment, one layer a channel mixer."""
@@ -289,182 +285,10 @@ class Space:
         return [layout for layout in dict.fromkeys(made) if self.why_not(layout) is None]
 
 
-class TooManyStates(Exception):
-    """The sums that cost bounds must tell apart outgrew MOST_STATES."""
-
-
-class Walk:
-    """Counts and draws the patterns over one alphabet, position by position, by what the constraints remember."""
-
-    def __init__(
-        self,
-        space: Space,
-        letters: Sequence[Layer],
-        *,
-        all_of: Sequence[int] = (),
-        ways: Sequence[int] = (),
-        bounded: bool = True,
-    ) -> None:
-        self.space, self.letters = space, list(letters)
-        self.owners = [space.alphabet[letter][0] for letter in self.letters]
-        self.all_of = frozenset(all_of)
-        self.ways = ways
-        """By entry, how often the count takes a pattern for the first layer of it: once for every assignment."""
-        self.counts = [rule for rule in space.constraints if isinstance(rule, Count)]
-        self.places = [rule for rule in space.constraints if isinstance(rule, Place)]
-        self.bounds = [rule for rule in space.constraints if isinstance(rule, Bound) and bounded]
-        self.memory: dict[tuple[int, Any], int] = {}
-        self.start = ((0,) * len(self.counts), (0.0,) * len(self.bounds), frozenset[int]())
-        # The cheapest way to finish from each position, so that hopeless beginnings are cut at once.
-        cheapest = [min(space.prices[letter][rule.cost] for letter in self.letters) for rule in self.bounds]
-        self.least_rest = [
-            tuple(price * sum(space.weights[position:]) for price in cheapest)
-            for position in range(space.layers + 1)
-        ]
-
-    def after(self, position: int, state: Any, index: int) -> Any | None:
-        """The state once a letter stands at a position, or None if that breaks a rule for good."""
-        letter, last = self.letters[index], self.space.layers - 1
-        for place in self.places:
-            if position == (0 if place.where == "first" else last) and belongs(letter, place.what):
-                return None
-        counts = []
-        for rule, count in zip(self.counts, state[0], strict=True):
-            count += belongs(letter, rule.what)
-            if (rule.most is not None and count > rule.most) or count + last - position < rule.least:
-                return None
-            counts.append(min(count, rule.least) if rule.most is None else count)
-        sums = []
-        for bound, spent, rest in zip(self.bounds, state[1], self.least_rest[position + 1], strict=True):
-            spent += self.space.weights[position] * self.space.prices[letter][bound.cost]
-            if spent + rest > bound.most:
-                return None
-            sums.append(spent)
-        used = state[2] | {self.owners[index]} if self.all_of or self.ways else state[2]
-        return tuple(counts), tuple(sums), used
-
-    def count(self, position: int, state: Any) -> int:
-        """Ways to finish the pattern from a position."""
-        if position == self.space.layers:
-            return int(self.all_of == state[2]) if self.all_of else 1
-        key = (position, state)
-        if key not in self.memory:
-            if len(self.memory) > MOST_STATES and self.bounds:
-                raise TooManyStates
-            found = 0
-            for index, owner in enumerate(self.owners):
-                new = self.after(position, state, index)
-                if new is not None:
-                    times = self.ways[owner] if self.ways and owner not in state[2] else 1
-                    found += times * self.count(position + 1, new)
-            self.memory[key] = found
-        return self.memory[key]
-
-    def sample(self, rng: random.Random) -> Layout:
-        """One pattern, each with the same probability."""
-        state, chosen = self.start, []
-        for position in range(self.space.layers):
-            moved = [self.after(position, state, index) for index in range(len(self.letters))]
-            ways = [0 if new is None else self.count(position + 1, new) for new in moved]
-            # Whole numbers, because the ways of a long pattern exceed every float.
-            index = bisect.bisect(list(itertools.accumulate(ways)), rng.randrange(sum(ways)))
-            chosen.append(self.letters[index])
-            state = moved[index] or state
-        return Layout(tuple(chosen))
-
-
 def _joined(variants: Sequence[Sequence[Sequence[Layer]]]) -> Iterator[list[Layer]]:
     """One alphabet for every assignment of shared settings: one variant of each entry."""
     for combination in itertools.product(*(letters for letters in variants if letters)):
         yield [layer for letters in combination for layer in letters]
-
-
-def costs_by_name(layer: Layer, frame: Frame) -> dict[str, float]:
-    """A layer's exact costs by the names that objectives and bounds use."""
-    cost = layer_cost(layer, frame)
-    return {
-        "kv_bytes": cost.stored_bytes,
-        "params": cost.params,
-        "flops_prefill": cost.flops_prefill,
-        "flops_decode": cost.flops_decode,
-    }
-
-
-def make_entries(
-    names: Sequence[str], settings: Mapping[str, Mapping[str, Sequence[Value]]], frame: Frame
-) -> tuple[Entry, ...]:
-    """Entries from mixer names, family names or whole layer texts; settings say which values the search tries.
-
-    Raises:
-        ValueError: a name, setting or value is unknown, or nothing is left.
-    """
-    wanted: dict[str, None] = {}
-    for name in names:
-        of_family = [spec.name for spec in VOCABULARY.values() if spec.family == name]
-        wanted.update(dict.fromkeys(of_family or [name]))
-    if not wanted:
-        raise ValueError("the space is empty: allow at least one mixer, such as full")
-    for name in settings:
-        if name not in wanted:
-            raise ValueError(
-                f"settings are given for {name!r}, which the space does not hold{nearest(name, wanted)}"
-            )
-    return tuple(_entry(name, settings.get(name, {}), frame) for name in wanted)
-
-
-def _entry(name: str, chosen: Mapping[str, Sequence[Value]], frame: Frame) -> Entry:
-    if name.isidentifier() and name not in VOCABULARY:
-        raise ValueError(f"no mixer or family {name!r}{nearest(name, [*VOCABULARY, *families()])}")
-    layout = read(name)
-    check(layout, frame)
-    if name not in VOCABULARY:
-        if chosen:
-            raise ValueError(f"{name!r} is a whole layer: write its settings in the layer itself")
-        if len(layout) != 1:
-            raise ValueError(f"{name!r} is more than one layer: an entry of the space is one")
-        return Entry(name=str(layout), layer=layout.layers[0], free=())
-    known = {setting.name: setting for setting in settings_of(VOCABULARY[name])}
-    for setting in chosen:
-        if setting not in known:
-            raise ValueError(f'{name} has no setting "{setting}"{nearest(setting, known)}')
-    free = []
-    for setting, described in known.items():
-        options = chosen.get(setting, described.options if described.searched else ())
-        try:
-            options = tuple(dict.fromkeys(described.read(option) for option in options))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        usable = tuple(value for value in options if _fits(name, setting, value, frame))
-        if options and not usable:
-            raise ValueError(f"{name}: no value of {setting} fits width {frame.width}; tried {options}")
-        if usable:
-            free.append((setting, usable))
-    entry = Entry(name=name, layer=layout.layers[0], free=tuple(free))
-    for values in itertools.product(*(options for _, options in free)):
-        check(Layout((entry.fill(values, None),)), frame)
-    return entry
-
-
-def _fits(name: str, setting: str, value: Value, frame: Frame) -> bool:
-    """Whether the value goes with the frame; options such as eight key heads do not go with every width."""
-    try:
-        mixer_of(Branch(name, ((setting, value),))).sized(frame)
-    except ValueError:
-        return False
-    return True
-
-
-def make_channels(texts: Sequence[str]) -> tuple[Branch, ...]:
-    """Channel mixers from their texts; raises ValueError for an unknown one."""
-    made = []
-    for text in texts:
-        if text.split("[")[0] not in CHANNELS:
-            raise ValueError(f"no channel mixer {text!r}{nearest(text, CHANNELS)}")
-        layout = read(f"full/{text}")
-        if len(layout) != 1:
-            raise ValueError(f"{text!r} is not valid: write one channel mixer")
-        made.append(layout.layers[0].channel)
-    return tuple(dict.fromkeys(made))
 
 
 def _with(layout: Layout, position: int, letter: Layer) -> Layout:

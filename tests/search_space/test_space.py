@@ -10,10 +10,11 @@ import pytest
 
 from search_space.constraint import Bound, Count, Place, read_constraint, read_constraints
 from search_space.cost import at_depth, layout_cost
+from search_space.entries import make_channels, make_entries
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
 from search_space.setting import Value
-from search_space.space import RandomChooser, Space, make_channels, make_entries
+from search_space.space import RandomChooser, Space
 from search_space.vocabulary import VOCABULARY, plain, read
 
 T = TypeVar("T")
@@ -474,7 +475,7 @@ def test_what_is_too_large_to_count_under_bounds_is_bounded_from_above(
     sharing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = CASES["cache"]
-    monkeypatch.setattr("search_space.space.MOST_STATES", 5)
+    monkeypatch.setattr("search_space.walk.MOST_STATES", 5)
     monkeypatch.setattr("search_space.space.MOST_TABLES", 5)
     space = case.space(sharing)
     size = space.size()

@@ -1,0 +1,87 @@
+"""The driver's own work a trial: asking a sampler that knows many trials, pricing, and the transactions of one trial."""
+
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.common import save
+from nas.config import resolve
+from nas.plan import families, make_plan
+from nas.prices import LatencyBook, price
+from nas.samplers.registry import SAMPLERS, make_sampler
+from nas.samplers.sampler import Known
+from storage.records import Axis, LayoutRecord, NewTrial, ResultRecord
+from storage.store import Store
+
+KNOWN = (100, 1000)
+
+
+def main() -> None:
+    """Measure and save."""
+    plan, rng = make_plan(resolve()), random.Random(0)
+    asks: dict[str, dict[str, float]] = {}
+    for name in SAMPLERS:
+        sampler = make_sampler(name, plan.space, maximise=[True, False, False], seed=0)
+        asks[name], told = {}, 0
+        for target in KNOWN:
+            while told < target:
+                params = plan.space.params_of(plan.space.sample(rng))
+                assert params is not None
+                sampler.learn(Known(params=params, attrs={}, values=[rng.random() for _ in range(3)]))
+                told += 1
+            times = []
+            for attempt in range(10):
+                began = time.perf_counter()
+                proposal = sampler.ask(told, attempt)
+                times.append((time.perf_counter() - began) * 1e3)
+                sampler.tell(proposal.token, None)
+            asks[name][str(target)] = round(statistics.median(times), 2)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Store.open(f"sqlite:///{Path(folder) / 'bench.db'}") as store,
+    ):
+        save("driver", {"ask_ms_by_known_trials": asks, **_transactions(store)})
+
+
+def _transactions(store: Store) -> dict[str, float]:
+    """Milliseconds of writing one trial, waiting to done, and of pricing its layout once latencies are known."""
+    plan, rng = make_plan(resolve()), random.Random(1)
+    axes = (Axis(name="quality", maximise=True, low=0, high=1, log=False),)
+    study = store.create_study(name="bench", config={}, config_hash="", axes=axes, families=families())
+    book = LatencyBook(store=store, machine=None, device="cpu")
+    layouts = list(dict.fromkeys(plan.space.sample(rng) for _ in range(40)))
+    for layout in layouts:
+        for layer in layout.layers:
+            book.layer(layer, plan.target)
+    prices, writes = [], []
+    for layout in layouts:
+        began = time.perf_counter()
+        priced = price(plan, layout, book)
+        prices.append((time.perf_counter() - began) * 1e3)
+        began = time.perf_counter()
+        new = NewTrial(
+            layout=LayoutRecord(key=layout.key, text=layout.text, layers=tuple(layout.to_json())),
+            origin="search",
+            params=plan.space.params_of(layout) or {},
+            sampler_attrs={},
+            costs=priced.costs,
+            layer_costs=priced.layer_costs,
+            evaluation_key=plan.evaluation_key(layout),
+        )
+        trial = store.add_trial(study, new)
+        attempt = store.start_trial(study, trial.number)
+        result = ResultRecord(
+            rung=0, quality=0.5, scores={}, details={}, steps=1, tokens=1, train_s=1.0, worker_s=1.0, seed=0
+        )
+        store.finish_trial(study, trial.number, attempt, result)
+        writes.append((time.perf_counter() - began) * 1e3)
+    return {
+        "price_ms": round(statistics.median(prices), 2),
+        "write_trial_ms": round(statistics.median(writes), 2),
+    }
+
+
+if __name__ == "__main__":
+    main()

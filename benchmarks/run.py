@@ -1,0 +1,14 @@
+"""All measurements, one after the other; `python -m benchmarks.run`."""
+
+from benchmarks import command_line, driver, kernels_cpu, proxies
+
+
+def main() -> None:
+    """Run each and write its results."""
+    for module in (command_line, kernels_cpu, driver, proxies):
+        print(f"\n{module.__name__}: {module.__doc__}", flush=True)
+        module.main()
+
+
+if __name__ == "__main__":
+    main()
