@@ -7,7 +7,6 @@ Letters: B batch, T time.
 """
 
 import math
-import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -35,12 +34,10 @@ class Bytes:
         """The text, read once a process."""
         return load(self.data)
 
-    @cached_property
+    @property
     def unigram_bits(self) -> float:
-        """Bits a byte of the held-out text under the byte frequencies of the training text, one added to each."""
-        counts = np.bincount(np.frombuffer(self.corpus.train, dtype=np.uint8), minlength=256) + 1
-        seen = np.bincount(np.frombuffer(self.corpus.held_out, dtype=np.uint8), minlength=256)
-        return float(-(seen * np.log2(counts / counts.sum())).sum() / seen.sum())
+        """Bits a byte of the context-free reader."""
+        return self.corpus.unigram_bits
 
     def check(self, length: int) -> None:
         """Raise ValueError if the text cannot be read, or either part of it is too short for the length."""
@@ -74,13 +71,12 @@ class Bytes:
         batch = _cut(self._held_out, starts, length)
         logits = predict(batch.tokens, torch.ones_like(batch.tokens, dtype=torch.bool))
         bits = F.cross_entropy(logits.float().cpu(), batch.targets.flatten()).item() / math.log(2)
-        shown = self.corpus.held_out[: 1 << 20]
         return Score(
             score=max(0.0, 1 - bits / self.unigram_bits),
             metrics={
                 "bits_per_byte": bits,
                 "unigram_bits_per_byte": self.unigram_bits,
-                "zlib_bits_per_byte": 8 * len(zlib.compress(shown, 9)) / len(shown),
+                "zlib_bits_per_byte": self.corpus.zlib_bits,
             },
         )
 
