@@ -8,10 +8,10 @@ NAME = "front"
 def command(study: StudyOption = None, storage: StorageOption = None, json: JsonOption = False) -> int:
     """Show a study's Pareto front."""
     from nas.cli.output import console, print_json, say
+    from nas.cli.session import show_front
     from nas.errors import EXIT_NOTHING
     from nas.front import front, row
     from nas.open_study import open_study
-    from nas.session import show_front
 
     with open_study(storage, study) as (store, record):
         trials = store.trials(record)

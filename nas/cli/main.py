@@ -23,7 +23,6 @@ from nas.cli import (
 from nas.cli.output import say
 from nas.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, Refused
 from search_space.notation import LayoutError
-from storage.errors import StorageError
 
 TYPER_INTERRUPTED = 130
 
@@ -76,8 +75,6 @@ def main(arguments: list[str]) -> int:
         return _complain(cause if isinstance(cause, LayoutError) else error, error.code)
     except LayoutError as error:
         return _complain(error, EXIT_USAGE)
-    except StorageError as error:
-        return _complain(error, EXIT_STORAGE)
     except KeyboardInterrupt:
         say("nas: interrupted")
         return EXIT_INTERRUPTED
@@ -86,9 +83,18 @@ def main(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:  # noqa: BLE001  the last line of defence: a bug is named, not hidden
+        if _is_storage_error(error):
+            return _complain(error, EXIT_STORAGE)
         say(f"nas: internal error, {type(error).__name__}: {error}")
         say("     this is a bug; the same command with nas --debug shows the traceback")
         return EXIT_INTERNAL
+
+
+def _is_storage_error(error: Exception) -> bool:
+    # Imported only now: the database's packages would take half the time of `nas --help`.
+    from storage.errors import StorageError
+
+    return isinstance(error, StorageError)
 
 
 def _run(arguments: list[str]) -> int:

@@ -37,8 +37,8 @@ def command(
     json: JsonOption = False,
 ) -> int:
     """Search for layouts; the same command goes on where a study stopped."""
+    from nas.cli.session import run_search
     from nas.errors import reading_input
-    from nas.session import run_search
 
     flags = {
         "study": study,

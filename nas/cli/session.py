@@ -21,9 +21,9 @@ from nas.samplers.registry import check_sampler, make_sampler
 from nas.search import Ending, Search
 from nas.workers.inline import InlinePool
 from nas.workers.pool import Pool, probe_job
+from search_space.cost import costs_by_name
 from search_space.layout import Layer
 from search_space.quantity import show_ms, show_seconds, show_tokens
-from search_space.space import costs_by_name
 from storage.records import Axis, StudyRecord, TrialRecord
 from storage.store import Store
 from trainers.measure import device_name

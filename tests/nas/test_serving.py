@@ -1,0 +1,74 @@
+"""`nas dashboard` as a process: loopback, a token, one line with the address, and a clean end on Ctrl-C."""
+
+import re
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+DASHBOARD = "import sys; from nas.cli.main import main; sys.exit(main(sys.argv[1:]))"
+TOKEN = "correct-horse-battery"
+
+
+@pytest.fixture
+def served(
+    start: Callable[..., subprocess.Popen[str]],
+    run: Callable[..., Any],
+    config_file: Callable[..., str],
+    url: str,
+) -> tuple[subprocess.Popen[str], str]:
+    """A running dashboard and its address."""
+    run("search", "--config", config_file(), "--storage", url, "--trials", 2)
+    process = start("-c", DASHBOARD, "dashboard", "--storage", url, "--port", "0", "--token", TOKEN)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    found = re.fullmatch(rf"(http://127\.0\.0\.1:\d+)/login\?token={TOKEN}\n", line)
+    assert found, line
+    process.stderr.readline()
+    return process, found.group(1)
+
+
+def answer(address: str, token: str | None = None) -> tuple[int, str]:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=30) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_the_dashboard_asks_for_its_token_and_stops_on_ctrl_c(
+    served: tuple[subprocess.Popen[str], str],
+) -> None:
+    process, address = served
+    assert answer(f"{address}/health") == (200, '{"status":"ok"}')
+    assert answer(f"{address}/")[0] == 401
+    assert answer(f"{address}/", "another-token-altogether")[0] == 401
+    status, page = answer(f"{address}/", TOKEN)
+    assert status == 200 and "tiny" in page
+    assert answer(f"{address}/studies/tiny", TOKEN)[0] == 200
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in err and TOKEN not in err
+
+
+def test_a_dashboard_of_one_study_begins_there(
+    start: Callable[..., subprocess.Popen[str]],
+    run: Callable[..., Any],
+    config_file: Callable[..., str],
+    url: str,
+) -> None:
+    run("search", "--config", config_file(), "--storage", url, "--trials", 1)
+    process = start("-c", DASHBOARD, "dashboard", "--storage", url, "--study", "tiny", "--port", "0")
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    found = re.fullmatch(r"http://127\.0\.0\.1:\d+/login\?token=([\w-]{20,})&next=/studies/tiny\n", line)
+    assert found, line
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
