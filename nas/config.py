@@ -138,7 +138,7 @@ class Config(Section):
     proxy: ProxyConfig = ProxyConfig()
     space: SpaceConfig = SpaceConfig()
     tasks: dict[str, TaskConfig] = Field(
-        default_factory=lambda: {"mqar": TaskConfig(steps=240), "bytes": TaskConfig(steps=40)}, min_length=1
+        default_factory=lambda: {"mqar": TaskConfig(steps=220), "bytes": TaskConfig(steps=30)}, min_length=1
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Protocol
 
+from nas.errors import Refused
 from nas.front import front, hypervolume, values_of
 from nas.plan import Plan
 from nas.prices import LatencyBook, price
@@ -176,7 +177,10 @@ class Search:
     def _open(self, proposal: Proposal, origin: str) -> None:
         """Price a proposal, write it down, and run it unless its result is known already."""
         layout = proposal.layout
-        priced = price(self.plan, layout, self.book)
+        try:
+            priced = price(self.plan, layout, self.book)
+        except ValueError as error:
+            raise Refused(f"{layout} cannot be measured at the target: {error}") from error
         trial = self.store.add_trial(
             self.study,
             NewTrial(

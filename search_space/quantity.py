@@ -1,4 +1,4 @@
-"""Quantities as people write and read them: 32k, 64MiB, 1.5ms, 201 M; pure text, no torch."""
+"""Quantities as people write them: 32k, 64MiB, 1.5ms; pure text, no torch."""
 
 import math
 import re
@@ -44,47 +44,3 @@ def read_count(text: str) -> int:
     if value != int(value) or value < 1:
         raise ValueError(f"{text!r} is not valid: it must be a whole number, at least 1")
     return int(value)
-
-
-def show_bytes(count: float) -> str:
-    """Bytes in the binary unit that leaves one to four digits."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{_digits(count)} {unit}"
-        count /= 1024
-    return f"{_digits(count)} TiB"
-
-
-def show_count(count: float) -> str:
-    """A large number by thousands: 950, 12.3 k, 201 M, 8.03 G."""
-    for unit in ("", " k", " M", " G"):
-        if abs(count) < 999.5:
-            return f"{_digits(count)}{unit}"
-        count /= 1000
-    return f"{_digits(count)} T"
-
-
-def show_tokens(count: int) -> str:
-    """A length in tokens: 8192 is 8k, 1000 stays 1000."""
-    return f"{count // 1024}k" if count >= 1024 and count % 1024 == 0 else str(count)
-
-
-def show_ms(value: float) -> str:
-    """Milliseconds to three digits."""
-    return f"{_digits(value)} ms"
-
-
-def show_seconds(value: float) -> str:
-    """A duration: 45 s, 2 min 30 s, 1 h 05 min."""
-    seconds = round(value)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-
-
-def _digits(value: float) -> str:
-    if value == int(value) and abs(value) < 10000:
-        return str(int(value))
-    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"

@@ -26,7 +26,7 @@ from search_space.state import advance
 from trainers.model import Block, Stack
 
 Phase = Literal["decode", "prefill"]
-LEAST_REPETITIONS = 7
+LEAST_REPETITIONS = 5
 MOST_REPETITIONS = 50
 MEASURING_S = 0.15
 """Repeat at least this long, unless the most repetitions are reached before."""

@@ -34,6 +34,7 @@ def command(
     """Price a layout: parameters, FLOPs a token, cache bytes at one or more contexts."""
     from dataclasses import replace
 
+    from dashboards import quantities
     from nas.cli.options import size
     from nas.cli.output import console, print_json
     from nas.config import TargetConfig
@@ -42,7 +43,6 @@ def command(
     from search_space.cost import embedding_params
     from search_space.frame import Frame
     from search_space.presets import PRESETS
-    from search_space.quantity import show_bytes, show_count, show_tokens
     from search_space.vocabulary import check, read
 
     default = TargetConfig()
@@ -70,21 +70,21 @@ def command(
     flops = answer["flops_per_token"]
     out.print(answer["layout"], markup=False, highlight=False, soft_wrap=True)
     out.print(
-        f"{answer['layers']} layers of width {frame.width}: {show_count(answer['params'])} parameters "
-        f"(and {show_count(answer['embedding_params'])} in embedding and head)",
+        f"{answer['layers']} layers of width {frame.width}: {quantities.count(answer['params'])} parameters "
+        f"(and {quantities.count(answer['embedding_params'])} in embedding and head)",
         highlight=False,
         soft_wrap=True,
     )
     out.print(
-        f"{show_count(flops['prefill'])}FLOP a token in prefill, {show_count(flops['decode'])}FLOP in decode "
-        f"at {show_tokens(frame.context)}",
+        f"{quantities.count(flops['prefill'])}FLOP a token in prefill, {quantities.count(flops['decode'])}FLOP in decode "
+        f"at {quantities.tokens(frame.context)}",
         highlight=False,
         soft_wrap=True,
     )
     for entry in answer["cache"]:
         out.print(
-            f"cache at {show_tokens(entry['context'])}: {show_bytes(entry['stored_bytes'])} stored, "
-            f"{show_bytes(entry['read_bytes'])} read a step  ({entry['stored_bytes']} bytes, batch {frame.batch}, "
+            f"cache at {quantities.tokens(entry['context'])}: {quantities.size(entry['stored_bytes'])} stored, "
+            f"{quantities.size(entry['read_bytes'])} read a step  ({entry['stored_bytes']} bytes, batch {frame.batch}, "
             f"{frame.dtype})",
             highlight=False,
             soft_wrap=True,
@@ -93,6 +93,6 @@ def command(
         for item in entry["by_layer"]:
             kinds[item["layer"], item["stored_bytes"]] += 1
         for (name, stored), count in kinds.items():
-            line = f"  {count:>3} × {show_bytes(stored):>10}  {name}"
+            line = f"  {count:>3} × {quantities.size(stored):>10}  {name}"
             out.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -24,10 +24,10 @@ def command(
     import secrets
     import socket
     from contextlib import suppress
-    from urllib.parse import quote
 
     import uvicorn
 
+    from dashboards import addresses
     from dashboards.app import create_app
     from nas.cli.output import say
     from nas.errors import EXIT_USAGE, Refused
@@ -59,8 +59,9 @@ def command(
     shown = f"[{host}]" if ":" in host else host
     hosts = sorted({shown, "127.0.0.1", "localhost", "[::1]"})
     app = create_app(storage_url(storage), token=secret, allowed_hosts=hosts)
-    page = f"&next=/studies/{quote(study, safe='')}" if study else ""
-    say(f"http://{shown}:{taken}/login?token={secret}{page}")
+    say(f"http://{shown}:{taken}/login?token={secret}")
+    if study is not None:
+        say(f"then http://{shown}:{taken}{addresses.study(study)}")
     say("read-only and live; Ctrl-C stops it")
     settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dashboards import quantities
 from nas.cli.options import without_none
 from nas.cli.output import print_json, say
 from nas.config import check, resolve
 from nas.errors import EXIT_NOTHING, reading_input
 from nas.plan import make_budget, proxy_frame
 from nas.workers.pool import run_job
-from search_space.quantity import show_count
 from search_space.vocabulary import check as check_layout
 from search_space.vocabulary import plain, read, shrink_layout
 from trainers.evaluate import Job
@@ -88,7 +88,7 @@ def show_outcome(answer: Mapping[str, Any], *, json_output: bool) -> int:
         print("  " + ", ".join(f"{name} {value:.3f}" for name, value in answer["metrics"].items()))
         share = answer["train_s"] / answer["worker_s"]
         print(
-            f"  {answer['steps']} steps, {show_count(answer['tokens'])} tokens, {answer['train_s']:.1f} s in the loop "
+            f"  {answer['steps']} steps, {quantities.count(answer['tokens'])} tokens, {answer['train_s']:.1f} s in the loop "
             f"({share * 100:.0f} % of {answer['worker_s']:.1f} s)"
         )
     return 0

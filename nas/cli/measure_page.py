@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from dashboards import quantities
 from nas.cli.output import console
 from nas.prices import LatencyBook
 from search_space.frame import Frame
 from search_space.layout import Layout
-from search_space.quantity import show_ms, show_tokens
 
 
 def measure_rows(
@@ -59,15 +59,17 @@ def print_rows(answer: dict[str, Any]) -> None:
     line(f"{answer['layout']}  on {answer['device']}")
     line(
         f"width {answer['width']}, batch {answer['batch']}, {answer['dtype']}; decode: one step at "
-        f"{show_tokens(answer['context'])}; prefill: a prompt of {show_tokens(answer['prompt'])}"
+        f"{quantities.tokens(answer['context'])}; prefill: a prompt of {quantities.tokens(answer['prompt'])}"
     )
     for row in answer["by_layer"]:
-        decode = f"{show_ms(row['decode_ms'])} ± {row['decode_spread_ms']:.2g}"
-        prefill = f"{show_ms(row['prefill_ms'])} ± {row['prefill_spread_ms']:.2g}"
+        decode = f"{quantities.milliseconds(row['decode_ms'])} ± {row['decode_spread_ms']:.2g}"
+        prefill = f"{quantities.milliseconds(row['prefill_ms'])} ± {row['prefill_spread_ms']:.2g}"
         line(f"  {row['count']:>3} ×  decode {decode:<20} prefill {prefill:<20} {row['layer']}")
-    line(f"  sum    decode {show_ms(answer['decode_ms']):<20} prefill {show_ms(answer['prefill_ms'])}")
+    line(
+        f"  sum    decode {quantities.milliseconds(answer['decode_ms']):<20} prefill {quantities.milliseconds(answer['prefill_ms'])}"
+    )
     if "decode_whole_ms" in answer:
         line(
-            f"  run    decode {show_ms(answer['decode_whole_ms']):<20} prefill {show_ms(answer['prefill_whole_ms'])}"
+            f"  run    decode {quantities.milliseconds(answer['decode_whole_ms']):<20} prefill {quantities.milliseconds(answer['prefill_whole_ms'])}"
             "   (all layers end to end)"
         )

@@ -7,9 +7,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from dashboards import quantities
 from nas.front import Beaten
 from search_space.family import FAMILIES, UNKNOWN_FAMILY, Family
-from search_space.quantity import show_bytes, show_count, show_ms, show_tokens
 from storage.records import TrialRecord
 
 SCATTER_WIDTH, SCATTER_HEIGHT = 64, 9
@@ -59,7 +59,7 @@ def front_table(
     table.add_column("quality", justify="right")
     table.add_column("decode", justify="right")
     for context in contexts:
-        table.add_column(f"cache {show_tokens(context)}", justify="right")
+        table.add_column(f"cache {quantities.tokens(context)}", justify="right")
     table.add_column("params", justify="right")
     table.add_column("origin")
     for trial, letter in zip(trials, letters, strict=True):
@@ -69,9 +69,9 @@ def front_table(
             Text(trial.layout.text),
             strip(trial.layout.layers, families),
             f"{trial.result.quality:.3f}" if trial.result else "",
-            show_ms(trial.costs["latency_ms"]),
-            *(show_bytes(trial.costs[f"kv_bytes@{context}"]) for context in contexts),
-            show_count(trial.costs["params"]),
+            quantities.milliseconds(trial.costs["latency_ms"]),
+            *(quantities.size(trial.costs[f"kv_bytes@{context}"]) for context in contexts),
+            quantities.count(trial.costs["params"]),
             trial.origin,
         )
     return table
@@ -106,7 +106,13 @@ def scatter(
         value = best - (best - worst) * index / (SCATTER_HEIGHT - 1)
         label = f"{value:.2f} ┤" if index % 4 == 0 else "     │"
         lines.append(f"  {label}{''.join(cells).rstrip()}")
-    show = show_ms if cost == "latency_ms" else show_bytes if cost.startswith("kv_bytes") else show_count
+    show = (
+        quantities.milliseconds
+        if cost == "latency_ms"
+        else quantities.size
+        if cost.startswith("kv_bytes")
+        else quantities.count
+    )
     left, right = show(10**low), show(10**high)
     lines.append(f"       └{'─' * SCATTER_WIDTH}")
     lines.append(

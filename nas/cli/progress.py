@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from dashboards import quantities
 from search_space.layout import Layout
-from search_space.quantity import show_seconds
 from storage.records import TrialRecord
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -105,7 +105,7 @@ class ProgressWatcher:
         new = self.done - self.before
         if not new:
             return "time left unknown"
-        return f"{show_seconds((time.monotonic() - self.began) / new * max(0, self.total - self.done))} left"
+        return f"{quantities.duration((time.monotonic() - self.began) / new * max(0, self.total - self.done))} left"
 
     def _show(self) -> None:
         if self.progress is None:

@@ -37,6 +37,13 @@ def command(
     json: JsonOption = False,
 ) -> int:
     """Search for layouts; the same command goes on where a study stopped."""
+    import sys
+
+    from nas.cli.output import say
+
+    if sys.stderr.isatty():
+        # The libraries take seconds to load, and a silent terminal looks broken.
+        say("nas: loading torch and the vocabulary …")
     from nas.cli.session import run_search
     from nas.errors import reading_input
 

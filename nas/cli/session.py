@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dashboards import quantities
 from nas.cli.output import console, print_json, say
 from nas.cli.picture import beaten_lines, front_letters, front_table, legend, scatter
 from nas.cli.progress import ProgressWatcher
@@ -23,11 +24,12 @@ from nas.workers.inline import InlinePool
 from nas.workers.pool import Pool, probe_job
 from search_space.cost import costs_by_name
 from search_space.layout import Layer
-from search_space.quantity import show_ms, show_seconds, show_tokens
 from storage.records import Axis, StudyRecord, TrialRecord
 from storage.store import Store
 from trainers.measure import device_name
 
+OVERHEAD_S = 30.0
+"""What a search takes besides its trials: workers that start, latencies, the front's networks run end to end."""
 MOST_MEASURED_AHEAD = 64
 """Layers that are measured before the first trial; a larger space is measured as its layers come up."""
 
@@ -111,11 +113,11 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
         f'nas · study "{config.study}" · {store.shown_url} · {pool} · {device_name(config.target.device)}',
         f"space    {plan.space.layers}-layer patterns of {len(plan.space.entries)} mixers × sizes = "
         f"{at_most}{size.count:,} layouts, {config.target.fill}ed to {config.target.depth} layers",
-        f"target   width {config.target.width} · context {show_tokens(config.target.context)} · "
+        f"target   width {config.target.width} · context {quantities.tokens(config.target.context)} · "
         f"batch {config.target.batch} · {config.target.dtype}      "
         f"proxy  width {config.proxy.width} · length {config.proxy.length}",
         f"quality  {tasks}{corpus}",
-        f"cost     latency of one decode step (this machine), cache at {show_tokens(config.target.context)}",
+        f"cost     latency of one decode step (this machine), cache at {quantities.tokens(config.target.context)}",
     ]
     already = sum(done.values())
     if already:
@@ -126,12 +128,12 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
             f"start    {starts} uniform layouts and presets first, then {config.trials - starts} "
             f"chosen by {config.sampler}"
         )
-    left = config.trials - already
-    if left > 0:
-        seconds = _seconds_a_trial(plan) * left / (1 if _inline(config) else config.workers)
-        lines.append(f"about {show_seconds(seconds)}. Ctrl-C stops cleanly; the same command goes on.")
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
+    left = config.trials - already
+    if left > 0:
+        seconds = _seconds_a_trial(plan) * left / (1 if _inline(config) else config.workers) + OVERHEAD_S
+        say(f"about {quantities.duration(seconds)}. Ctrl-C stops cleanly; the same command goes on.")
 
 
 def _seconds_a_trial(plan: Plan) -> float:
@@ -284,8 +286,8 @@ def show_front(trials: list[TrialRecord], study: StudyRecord, out: Console) -> N
         worst = max(whole, key=lambda pair: abs(pair[0] / pair[1] - 1))
         out.print(
             f"\nLatency is a sum over layers; {len(whole)} networks of the front were also run end to end, and the "
-            f"worst differs by {(worst[0] / worst[1] - 1) * 100:+.0f} % ({show_ms(worst[1])} summed, "
-            f"{show_ms(worst[0])} run).",
+            f"worst differs by {(worst[0] / worst[1] - 1) * 100:+.0f} % ({quantities.milliseconds(worst[1])} summed, "
+            f"{quantities.milliseconds(worst[0])} run).",
             highlight=False,
             soft_wrap=True,
         )

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dashboards import quantities
 from nas.cli.picture import strip
 from search_space.layout import from_json
-from search_space.quantity import show_bytes, show_count, show_ms, show_seconds
 from storage.records import StudyRecord, TrialRecord
 
 
@@ -31,10 +31,14 @@ def print_trial(
         out.print(Text(f"why: {trial.why}"), soft_wrap=True)
     out.print(_layers(trial, study))
     costs = trial.costs
-    whole = f", {show_ms(costs['latency_ms_whole'])} run end to end" if "latency_ms_whole" in costs else ""
+    whole = (
+        f", {quantities.milliseconds(costs['latency_ms_whole'])} run end to end"
+        if "latency_ms_whole" in costs
+        else ""
+    )
     out.print(
-        f"network of {study.config['target']['depth']} layers: {show_count(costs['params'])} parameters, "
-        f"{show_bytes(costs['kv_bytes'])} of cache, {show_ms(costs['latency_ms'])} a decode step summed{whole}",
+        f"network of {study.config['target']['depth']} layers: {quantities.count(costs['params'])} parameters, "
+        f"{quantities.size(costs['kv_bytes'])} of cache, {quantities.milliseconds(costs['latency_ms'])} a decode step summed{whole}",
         highlight=False,
         soft_wrap=True,
     )
@@ -52,8 +56,8 @@ def print_trial(
     )
     share = result.train_s / result.worker_s if result.worker_s else 0.0
     out.print(
-        f"trained as {result.details.get('layout', '?')}: {result.steps} steps, {show_count(result.tokens)} tokens; "
-        f"{show_seconds(result.worker_s)} in the worker, {share * 100:.1f} % of it inside the training loop",
+        f"trained as {result.details.get('layout', '?')}: {result.steps} steps, {quantities.count(result.tokens)} tokens; "
+        f"{quantities.duration(result.worker_s)} in the worker, {share * 100:.1f} % of it inside the training loop",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -82,8 +86,8 @@ def _layers(trial: TrialRecord, study: StudyRecord) -> Table:
             str(index + 1),
             Text(str(layer)),
             strip([shown], study.families),
-            show_count(costs["params"]),
-            show_bytes(costs["kv_bytes"]),
-            show_ms(costs["latency_ms"]),
+            quantities.count(costs["params"]),
+            quantities.size(costs["kv_bytes"]),
+            quantities.milliseconds(costs["latency_ms"]),
         )
     return table

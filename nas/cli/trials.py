@@ -21,13 +21,13 @@ def command(
     from rich.table import Table
     from rich.text import Text
 
+    from dashboards import quantities
     from nas.cli.output import console, print_json
     from nas.cli.picture import strip
     from nas.errors import Refused
     from nas.front import trial_row
     from nas.open_study import open_study
     from search_space.notation import nearest
-    from search_space.quantity import show_bytes, show_ms
     from storage.records import STATES
 
     for name in state or []:
@@ -50,8 +50,8 @@ def command(
             Text(trial.layout.text),
             strip(trial.layout.layers, record.families),
             f"{trial.result.quality:.3f}" if trial.result else "",
-            show_ms(trial.costs["latency_ms"]),
-            show_bytes(trial.costs["kv_bytes"]),
+            quantities.milliseconds(trial.costs["latency_ms"]),
+            quantities.size(trial.costs["kv_bytes"]),
             trial.origin,
             Text(trial.why),
         )

@@ -1,8 +1,11 @@
 """Quantities are printed as people write them."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dashboards import quantities
+from search_space.quantity import read_count, read_quantity
 
 
 @pytest.mark.parametrize(
@@ -71,3 +74,16 @@ def test_logarithmic_axes_have_ticks(low, high):
         assert places
         assert len(places) == len(words)
         assert places == sorted(places)
+
+
+@given(st.floats(min_value=1, max_value=2**39))
+def test_sizes_read_back(count: float) -> None:
+    shown = quantities.size(count)
+    assert "e+" not in shown
+    if not shown.endswith(" B"):
+        assert read_quantity(shown) == pytest.approx(count, rel=6e-3)
+
+
+@pytest.mark.parametrize("count", [1024, 8192, 131072, 1024**2])
+def test_lengths_read_back(count: int) -> None:
+    assert read_count(quantities.tokens(count)) == count

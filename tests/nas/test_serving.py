@@ -67,8 +67,8 @@ def test_a_dashboard_of_one_study_begins_there(
     run("search", "--config", config_file(), "--storage", url, "--trials", 1)
     process = start("-c", DASHBOARD, "dashboard", "--storage", url, "--study", "tiny", "--port", "0")
     assert process.stderr is not None
-    line = process.stderr.readline()
-    found = re.fullmatch(r"http://127\.0\.0\.1:\d+/login\?token=([\w-]{20,})&next=/studies/tiny\n", line)
-    assert found, line
+    first, second = process.stderr.readline(), process.stderr.readline()
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/login\?token=[\w-]{20,}\n", first), first
+    assert re.fullmatch(r"then http://127\.0\.0\.1:\d+/studies/tiny\n", second), second
     process.send_signal(signal.SIGTERM)
     process.wait(60)
