@@ -27,6 +27,8 @@ def command(
         try:
             write_report(store, record, output)
         except OSError as error:
+            if error.errno is None:
+                raise
             raise Refused(f"{output} cannot be written: {error.strerror}") from error
     say(f"wrote {output}")
     return 0
