@@ -1,11 +1,18 @@
 """`nas mixers`: the vocabulary, with what each mixer lets one choose."""
 
+from typing import Annotated
+
+import typer
+
 from nas.cli.options import JsonOption
 
 NAME = "mixers"
 
 
-def command(json: JsonOption = False) -> int:
+def command(
+    channels: Annotated[bool, typer.Option("--channels", help="List the channel mixers instead.")] = False,
+    json: JsonOption = False,
+) -> int:
     """List the mixers, their settings and their sources."""
     from nas.cli.output import console, print_json
     from nas.cli.picture import family_of
@@ -13,6 +20,7 @@ def command(json: JsonOption = False) -> int:
     from search_space.setting import settings_of, show_value
     from search_space.vocabulary import CHANNELS, VOCABULARY
 
+    listed = list((CHANNELS if channels else VOCABULARY).values())
     rows = [
         {
             "name": spec.name,
@@ -28,13 +36,13 @@ def command(json: JsonOption = False) -> int:
                 for setting in settings_of(spec)
             },
         }
-        for spec in (*VOCABULARY.values(), *CHANNELS.values())
+        for spec in listed
     ]
     if json:
         print_json(rows)
         return 0
     out = console()
-    for spec in (*VOCABULARY.values(), *CHANNELS.values()):
+    for spec in listed:
         mark = family_of(spec.name, families())
         shown = f"[{mark.colour}]{mark.mark}[/]" if spec.name in VOCABULARY else "/"
         out.print(
