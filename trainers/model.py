@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from kernels.short_convolution.ops import short_convolution
 from torch import Tensor, nn
 
+from kernels.short_convolution.ops import short_convolution
 from search_space.cost import build_mixer
 from search_space.frame import Frame
 from search_space.layout import Layer, Layout
