@@ -36,8 +36,6 @@ class RayPool:
     """
 
     def __init__(self, workers: int, address: str | None) -> None:
-        self.capacity = workers
-        self.title = f"{workers} workers (Ray, {address or 'local'})"
         self.running: dict[Any, _Running] = {}
         try:
             if address is None:
@@ -57,6 +55,10 @@ class RayPool:
             raise Refused(
                 f"Ray cannot be reached {where}: {reason}; use --pool inline to do without", 1
             ) from error
+        # No more than the cluster has cores for, so that a time limit never runs out in a queue.
+        cores = int(ray.cluster_resources().get("CPU", workers))
+        self.capacity = max(1, min(workers, cores))
+        self.title = f"{self.capacity} workers (Ray, {address or 'local'})"
         self.task = ray.remote(num_cpus=1, max_retries=0)(run_job)
 
     def submit(self, number: int, job: Job) -> None:
