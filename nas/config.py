@@ -100,6 +100,8 @@ class TaskConfig(Section):
     steps: Count = 200
     batch: Count = 32
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1e-2,), min_length=1)
+    pairs: tuple[Count, ...] = ()
+    """For mqar: how many pairs are to be recalled, four times as many tokens at least; its own numbers if left out."""
 
 
 class SpaceConfig(Section):

@@ -120,7 +120,12 @@ def make_budget(config: Config) -> Budget:
     """The budget of every trial; raises ValueError for an unknown task, or text or lengths that do not do for it."""
     tasks = []
     for name, task in config.tasks.items():
-        make_task(name, config.data).check(config.proxy.length)
+        make_task(name, config.data, task.pairs).check(config.proxy.length)
+        if task.pairs and 4 * max(task.pairs) > config.proxy.length:
+            raise ValueError(
+                f"tasks.{name}.pairs: {max(task.pairs)} pairs do not fit a length of {config.proxy.length}: "
+                f"raise proxy.length to {4 * max(task.pairs)}, or ask for fewer"
+            )
         tasks.append(
             TaskBudget(
                 name=name,
@@ -128,6 +133,7 @@ def make_budget(config: Config) -> Budget:
                 steps=task.steps,
                 batch=task.batch,
                 learning_rates=task.learning_rates,
+                pairs=task.pairs,
             )
         )
     return Budget(
@@ -144,7 +150,7 @@ def budget_json(budget: Budget) -> dict[str, Any]:
     """A budget as plain JSON, the data left out: its hash stands for it."""
     return {
         "tasks": [
-            [task.name, task.weight, task.steps, task.batch, list(task.learning_rates)]
+            [task.name, task.weight, task.steps, task.batch, list(task.learning_rates), list(task.pairs)]
             for task in budget.tasks
         ],
         "length": budget.length,

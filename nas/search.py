@@ -89,13 +89,13 @@ class Search:
         with self.store.writer(self.study), self._heeding_signals():
             try:
                 exhausted = self._loop()
+                self._check_front()
             except (Stopped, KeyboardInterrupt):
                 self._put_back()
                 self.pool.stop()
                 return Ending(interrupted=True, exhausted=False, skipped=self.skipped)
-            if self.stop_asked:
-                return Ending(interrupted=True, exhausted=False, skipped=self.skipped)
-            self._check_front()
+        if self.stop_asked:
+            return Ending(interrupted=True, exhausted=False, skipped=self.skipped)
         return Ending(interrupted=False, exhausted=exhausted, skipped=self.skipped)
 
     def _loop(self) -> bool:

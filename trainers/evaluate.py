@@ -30,6 +30,8 @@ class TaskBudget:
     steps: int
     batch: int
     learning_rates: tuple[float, ...]
+    pairs: tuple[int, ...] = ()
+    """Numbers of pairs to recall, for mqar; its own if empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def evaluate(job: Job) -> Outcome:
 
     with torch.random.fork_rng(devices=[]):
         for task_budget in job.budget.tasks:
-            task = make_task(task_budget.name, job.budget.data)
+            task = make_task(task_budget.name, job.budget.data, task_budget.pairs)
             for learning_rate in task_budget.learning_rates:
                 try:
                     run = _run(layout, job, task, task_budget, learning_rate, late)
@@ -134,7 +136,7 @@ def probe(job: Job, steps: int = 3) -> float:
     layout, seconds = from_json(job.layers), 0.0
     with torch.random.fork_rng(devices=[]):
         for budget in job.budget.tasks:
-            task = make_task(budget.name, job.budget.data)
+            task = make_task(budget.name, job.budget.data, budget.pairs)
             few = replace(budget, steps=steps)
             for _ in range(2):
                 trained = _train(layout, job, task, few, budget.learning_rates[0], lambda: False)[1]

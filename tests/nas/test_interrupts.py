@@ -110,7 +110,12 @@ def test_a_killed_search_goes_on_with_one_result_a_trial(search: Start, url: str
     assert before[0].state == "done" and len(before) < TRIALS
     left = [trial.number for trial in before if trial.state == "running"]
     after = finish(search, url)
-    assert after[0] == before[0]
+    # Costs may gain a latency that was run end to end, should the trial stand on the front.
+    assert (after[0].layout, after[0].results, after[0].attempts) == (
+        before[0].layout,
+        before[0].results,
+        before[0].attempts,
+    )
     for number in left:
         assert after[number].attempts == 2
 

@@ -139,8 +139,18 @@ def test_the_evaluation_key_changes_with_everything_that_training_sees(
             {"tasks": {"mqar": {**task, "steps": 3}}},
             {"tasks": {"mqar": {**task, "batch": 8}}},
             {"tasks": {"mqar": {**task, "learning_rates": [0.02]}}},
+            {"tasks": {"mqar": {**task, "pairs": [2, 3]}}},
             {"tasks": text, "data": str(one)},
             {"tasks": text, "data": str(two)},
         )
     ]
     assert len(set(keys)) == len(keys)
+
+
+def test_pairs_that_do_not_fit_the_length_are_refused(plan_of: Callable[..., Plan]) -> None:
+    with pytest.raises(
+        ValueError, match=r"tasks\.mqar\.pairs: 9 pairs do not fit a length of 20: raise .* to 36"
+    ):
+        plan_of({"proxy": {"length": 20}, "tasks": {"mqar": {"pairs": [2, 9]}}})
+    with pytest.raises(ValueError, match="only mqar"):
+        plan_of({"tasks": {"bytes": {"pairs": [2]}}})

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trainers.tasks.mqar import Mqar
+from trainers.tasks.registry import make_task
 from trainers.tasks.task import IGNORED, Batch
 
 TASK = Mqar(pairs=(3, 5), vocabulary=24)
@@ -160,3 +161,14 @@ def test_the_held_out_sequences_are_the_same_for_all_and_not_those_of_training()
     assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
     assert len(seen[0]) == TASK.held_out
     assert not any(torch.equal(seen[1][:64], batch_of(seed).tokens) for seed in range(5))
+
+
+def test_more_pairs_bring_the_vocabulary_that_they_need() -> None:
+    task = make_task("mqar", "stdlib", (4, 24))
+    assert isinstance(task, Mqar)
+    assert task.pairs == (4, 24)
+    assert task.vocabulary == 50
+    assert task.fitting(96) == [4, 24]
+    assert make_task("mqar", "stdlib") == Mqar()
+    with pytest.raises(ValueError, match="only mqar"):
+        make_task("bytes", "stdlib", (4,))

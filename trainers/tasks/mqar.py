@@ -102,3 +102,8 @@ class Mqar:
         chance = 2 / self.vocabulary
         accuracy = sum(metrics.values()) / len(metrics)
         return Score(score=max(0.0, (accuracy - chance) / (1 - chance)), metrics=metrics)
+
+
+def with_pairs(pairs: Sequence[int]) -> Mqar:
+    """The task at these numbers of pairs, with a vocabulary that holds the largest."""
+    return Mqar(pairs=tuple(pairs), vocabulary=max(Mqar.vocabulary, 2 * max(pairs) + 2))
