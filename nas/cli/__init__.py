@@ -1,1 +1,1 @@
-"""One file a command: reads arguments, calls one function, prints. No logic of its own."""
+"""One file a command, which reads arguments, calls and prints; beside them what they print, and the course of a search."""

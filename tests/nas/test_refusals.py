@@ -129,7 +129,7 @@ def text_config(config_file: Callable[..., str]) -> str:
     ("name", "content", "said"),
     [
         ("missing.txt", None, "there is no file or folder"),
-        ("short.txt", b"only this", "holds 9 bytes of text; at least 4096 are needed"),
+        ("short.txt", b"only this", "holds 9 bytes of text; at least 1024 are needed"),
         ("empty.txt", b"", "holds 0 bytes of text"),
         ("latin.txt", b"good line\n" * 500 + b"caf\xe9\n", "latin.txt:501 is not UTF-8 text"),
         (

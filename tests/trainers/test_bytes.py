@@ -111,7 +111,7 @@ def test_bin_files_are_taken_as_they_are(tmp_path: Path) -> None:
         ("c.jsonl", b"{oops\n", r"c\.jsonl:1 is no JSON object"),
         ("d.jsonl", b'["text"]\n', r"d\.jsonl:1 is no JSON object"),
         ("e.jsonl", b'{"text": "\\ud800"}\n', r"e\.jsonl:1 has half a surrogate pair"),
-        ("short.txt", b"x" * 4095, "holds 4095 bytes of text; at least 4096 are needed"),
+        ("short.txt", b"x" * 1023, "holds 1023 bytes of text; at least 1024 are needed"),
         ("empty.txt", b"", "holds 0 bytes of text"),
     ],
 )

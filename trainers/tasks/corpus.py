@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 MOST_BYTES = 64 * 1024 * 1024
-LEAST_BYTES = 4096
+LEAST_BYTES = 1024
 STDLIB = "stdlib"
 _HELD_OUT_SHARE = 10
 
