@@ -111,12 +111,12 @@ class ProgressWatcher:
         if self.progress is None:
             return
         parts = [f"{self.running} running", self._left()]
-        if self.best is not None and self.best.result is not None:
-            parts.append(f"best {self.best.result.quality:.3f} {self.best.layout.text}")
         if self.volumes:
             parts.append(f"hypervolume {self.volumes[-1]:.3f} {spark(self.volumes)}")
         if self.skips:
             parts.append(f"skipped {self.skips}")
+        if self.best is not None and self.best.result is not None:
+            parts.append(f"best {self.best.result.quality:.3f} {self.best.layout.text}")
         self.progress.update(self.task, completed=self.done, state=" · ".join(parts))
 
 
