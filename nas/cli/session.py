@@ -67,7 +67,7 @@ def run_search(given: Mapping[str, Any], *, json_output: bool) -> int:
             )
             ending = _search(plan, store, study, book, out)
         trials = store.trials(study)
-        _tell(plan, store, study, trials, ending, out, json_output=json_output)
+        _tell(plan, store, study, trials, ending, json_output=json_output)
         if ending.interrupted:
             return EXIT_INTERRUPTED
         return 0 if finished(trials) else EXIT_NOTHING
@@ -220,7 +220,6 @@ def _tell(
     study: StudyRecord,
     trials: list[TrialRecord],
     ending: Ending,
-    out: Console,
     *,
     json_output: bool,
 ) -> None:
@@ -254,7 +253,6 @@ def _tell(
         say(f"       nas dashboard {where}")
         say(f"       nas report {where} -o report.html")
         say(f"       nas search {where} --trials {max(64, 2 * len(trials))}")
-    del out
 
 
 def show_front(trials: list[TrialRecord], study: StudyRecord, out: Console) -> None:

@@ -11,7 +11,6 @@ class InlinePool:
     """Runs the oldest job when asked for the next result."""
 
     capacity = 1
-    title = "1 worker (in this process)"
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[int, Job]] = deque()

@@ -15,10 +15,6 @@ class Pool(Protocol):
     def capacity(self) -> int:
         """Jobs that run at the same time."""
 
-    @property
-    def title(self) -> str:
-        """What it is, for people."""
-
     def submit(self, number: int, job: Job) -> None:
         """Start a job under a number."""
 

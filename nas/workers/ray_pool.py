@@ -58,7 +58,6 @@ class RayPool:
         # No more than the cluster has cores for, so that a time limit never runs out in a queue.
         cores = int(ray.cluster_resources().get("CPU", workers))
         self.capacity = max(1, min(workers, cores))
-        self.title = f"{self.capacity} workers (Ray, {address or 'local'})"
         self.task = ray.remote(num_cpus=1, max_retries=0)(run_job)
 
     def submit(self, number: int, job: Job) -> None:

@@ -48,7 +48,6 @@ class Script:
 
     answer: Answer = measured
     capacity: int = 1
-    title: str = "a script"
     submitted: list[int] = field(default_factory=list)
     running: deque[tuple[int, Job]] = field(default_factory=deque)
     stopped: bool = False
