@@ -150,7 +150,8 @@ class _Reader:
     def branch(self, kind: str, known: Mapping[str, Word]) -> Branch:
         name, start = self.word(f"a {kind}")
         if name not in known:
-            raise self.fail(f'no {kind} "{name}"{nearest(name, known)} (nas mixers lists all)', start)
+            listing = "nas mixers" if kind == "mixer" else "nas mixers --channels"
+            raise self.fail(f'no {kind} "{name}"{nearest(name, known)} ({listing} lists all)', start)
         if self.peek() != "[":
             return Branch(name)
         opened_at = self.at
