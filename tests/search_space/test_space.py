@@ -454,7 +454,7 @@ def test_large_spaces_are_counted() -> None:
 
 
 def test_a_study_of_many_mixers_is_counted() -> None:
-    space = space_of(["full", "window", "linear", "mamba2", "kda", "mla"], 8, sharing="study")
+    space = space_of(["full", "window", "gla", "mamba2", "kda", "mla"], 8, sharing="study")
     values = [len([1 for owner, _, _ in space.alphabet.values() if owner == index]) for index in range(6)]
     wanted = 0
     for used in range(1, 7):
