@@ -39,7 +39,7 @@ class GLA(MixerSpec):
     """What the log-decays are divided by: more of it remembers longer at first."""
     rank: int | None = choice(16, 32, 64, unit="rank")
     """Of the decay's projection."""
-    taps: int = choice(0, 4)
+    taps: int = choice(0, 4, searched=True)
     """Of a short convolution over queries, keys and values; 0 for none."""
 
     def sized(self, frame: Frame) -> Self:
