@@ -84,6 +84,8 @@ def costs_by_name(layer: Layer, frame: Frame) -> dict[str, float]:
     return {
         "kv_bytes": cost.stored_bytes,
         "params": cost.params,
+        "active_params": cost.active_params,
         "flops_prefill": cost.flops_prefill,
         "flops_decode": cost.flops_decode,
+        "serial_steps": cost.serial_steps,
     }

@@ -86,7 +86,8 @@ def _processor() -> str:
 def frame_text(frame: Frame, phase: Phase) -> str:
     """The sizes that a latency depends on, as a stable text; equal texts may share a measurement."""
     length = f"context {frame.context}" if phase == "decode" else f"prompt {frame.context}"
-    return f"width {frame.width}, {length}, batch {frame.batch}, {frame.dtype}, train length {frame.train_length}"
+    sizes = f"width {frame.width}, {length}, batch {frame.batch}, {frame.dtype}"
+    return f"{sizes}, train length {frame.train_length}, longest {frame.longest}"
 
 
 def measure_layer(layer: Layer, frame: Frame, phase: Phase, *, device: str = "cpu") -> Latency:
