@@ -7,6 +7,7 @@ from search_space.channel.none import NoChannel
 from search_space.channel.swiglu import SwiGLU
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
+from search_space.mixers.clockwork import Clockwork
 from search_space.mixers.deltanet import DeltaNet
 from search_space.mixers.full import Full
 from search_space.mixers.gated_delta import GatedDelta
@@ -14,10 +15,15 @@ from search_space.mixers.gla import GLA
 from search_space.mixers.hgrn2 import HGRN2
 from search_space.mixers.kda import KDA
 from search_space.mixers.linear import Linear
+from search_space.mixers.lstm import LSTM
+from search_space.mixers.mamba import Mamba
 from search_space.mixers.mamba2 import Mamba2
+from search_space.mixers.mingru import MinGRU
 from search_space.mixers.mla import MLA
+from search_space.mixers.rglru import RGLRU
 from search_space.mixers.rwkv6 import RWKV6
 from search_space.mixers.rwkv7 import RWKV7
+from search_space.mixers.sru import SRU
 from search_space.mixers.window import Window
 from search_space.notation import Word, Words, nearest, parse
 from search_space.setting import settings_of
@@ -33,11 +39,17 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         GLA,
         HGRN2,
         RWKV6,
+        Mamba,
         Mamba2,
         DeltaNet,
         GatedDelta,
         KDA,
         RWKV7,
+        RGLRU,
+        MinGRU,
+        SRU,
+        LSTM,
+        Clockwork,
     )
 }
 CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, NoChannel)}
