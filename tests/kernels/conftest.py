@@ -11,8 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 from kernels.backend import is_poisoned
 from kernels.channel_delta import ops as channel_delta
+from kernels.quasi_linear import ops as quasi_linear
 from kernels.scalar_decay import ops as scalar_decay
 from kernels.softmax_attention import ops as softmax_attention
+from kernels.trapezoid import ops as trapezoid
 
 Call = Callable[..., tuple[Tensor, ...]]
 
@@ -49,7 +51,7 @@ def _no_rescue(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         assert not is_poisoned(output), "the chunk form made NaN or infinity"
         return False
 
-    for ops in (channel_delta, scalar_decay, softmax_attention):
+    for ops in (channel_delta, quasi_linear, scalar_decay, softmax_attention, trapezoid):
         monkeypatch.setattr(ops, "is_poisoned", refuse)
 
 
