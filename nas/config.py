@@ -10,10 +10,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from search_space.constraint import read_constraints
+from search_space.entries import words_of
 from search_space.frame import DTYPE_BYTES, Frame
 from search_space.notation import nearest
 from search_space.quantity import read_count
-from search_space.vocabulary import VOCABULARY
 
 
 def _read_size(value: Any) -> Any:
@@ -37,11 +37,8 @@ def _default_settings(chosen: Mapping[str, Any]) -> dict[str, dict[str, tuple[Se
         "kda": {"head_dim": (64, 128)},
         "mla": {"rank": (256, 512), "rotary": (1.0, 0.0)},
     }
-    return {
-        name: values
-        for name, values in settings.items()
-        if name in allowed or VOCABULARY[name].family in allowed
-    }
+    words = {word for name in allowed for word in words_of(name)}
+    return {name: values for name, values in settings.items() if name in words}
 
 
 class Section(BaseModel):
@@ -79,6 +76,7 @@ class TargetConfig(Section):
             dtype=self.dtype,
             vocabulary=self.vocabulary,
             rotary_base=self.rotary_base,
+            max_length=max(self.train_length, self.context, *self.contexts),
         )
 
 

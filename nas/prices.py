@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.plan import Plan
-from search_space.cost import at_depth, cache_bytes, layer_cost, layout_cost
+from search_space.cost import at_depth, cache_bytes, frames_of, layer_cost, layout_cost
 from search_space.frame import Frame
 from search_space.layout import Layer, Layout
 from storage.errors import StorageError
@@ -121,17 +121,19 @@ def price(plan: Plan, pattern: Layout, book: LatencyBook) -> Price:
     latency = {layer: book.layer(layer, plan.target).latency_ms for layer in dict.fromkeys(pattern.layers)}
     costs: dict[str, float] = {
         "params": exact.params,
+        "active_params": exact.active_params,
         "kv_bytes": exact.stored_bytes,
         "read_bytes": exact.read_bytes,
         "flops_prefill": exact.flops_prefill,
         "flops_decode": exact.flops_decode,
+        "serial_steps": exact.serial_steps,
         "latency_ms": sum(latency[layer] for layer in network.layers),
     }
     for context in plan.config.target.contexts:
         costs[f"kv_bytes@{context}"] = cache_bytes(network, plan.target, context)
     by_layer = []
-    for layer in pattern.layers:
-        own = layer_cost(layer, plan.target)
+    for layer, frame in zip(pattern.layers, frames_of(pattern, plan.target), strict=True):
+        own = layer_cost(layer, frame)
         by_layer.append(
             {"params": float(own.params), "kv_bytes": float(own.stored_bytes), "latency_ms": latency[layer]}
         )
@@ -152,6 +154,8 @@ def cost_json(layout: Layout, frame: Frame, contexts: Iterable[int], fill: str) 
         "layout": str(network),
         "layers": len(network),
         "params": first.params,
+        "active_params": round(first.active_params),
+        "serial_steps": first.serial_steps,
         "flops_per_token": {"prefill": first.flops_prefill, "decode": first.flops_decode},
         "cache": [
             {
@@ -167,14 +171,16 @@ def cost_json(layout: Layout, frame: Frame, contexts: Iterable[int], fill: str) 
 
 
 def _by_layer(network: Layout, frame: Frame) -> list[dict[str, Any]]:
-    known = {layer: layer_cost(layer, frame) for layer in dict.fromkeys(network.layers)}
+    priced = [
+        layer_cost(layer, own) for layer, own in zip(network.layers, frames_of(network, frame), strict=True)
+    ]
     return [
         {
             "layer": str(layer),
-            "params": known[layer].params,
-            "stored_bytes": known[layer].stored_bytes,
-            "read_bytes": known[layer].read_bytes,
-            "tensors": {tensor.name: tensor.stored_bytes for tensor in known[layer].cache},
+            "params": cost.params,
+            "stored_bytes": cost.stored_bytes,
+            "read_bytes": cost.read_bytes,
+            "tensors": {tensor.name: tensor.stored_bytes for tensor in cost.cache},
         }
-        for layer in network.layers
+        for layer, cost in zip(network.layers, priced, strict=True)
     ]

@@ -10,7 +10,7 @@ from search_space.notation import nearest
 from search_space.quantity import read_quantity
 from search_space.vocabulary import VOCABULARY
 
-BOUNDED = ("kv_bytes", "params", "flops_prefill", "flops_decode")
+BOUNDED = ("kv_bytes", "params", "active_params", "flops_prefill", "flops_decode", "serial_steps")
 """Costs that a bound may name: those that add up over layers and are exact before any training."""
 
 _RULE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(<=|>=)\s*(\S.*?)\s*")

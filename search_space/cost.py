@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from search_space.frame import Frame
+from search_space.frame import Frame, Place
 from search_space.layout import Layer, Layout, stack, stretch
 from search_space.parallel import Parallel, parallel_params
 from search_space.spec import Cost, Mixer, total
@@ -32,10 +32,34 @@ def layer_cost(layer: Layer, frame: Frame) -> Cost:
     return total((branches, channel_of(layer.channel).cost(frame), extra))
 
 
+def frames_of(network: Layout, frame: Frame) -> list[Frame]:
+    """The frame of each layer: the same sizes, and the layer's own place in the network."""
+    earlier: frozenset[str] = frozenset()
+    frames = []
+    for index, layer in enumerate(network.layers):
+        frames.append(replace(frame, place=Place(index=index, depth=len(network), earlier=earlier)))
+        earlier |= {branch.mixer for branch in layer.branches}
+    return frames
+
+
+def inner_frame(layer: Layer, frame: Frame) -> Frame:
+    """The frame of a layer with others of its kind before it: its price without its place is this one, never too low."""
+    return replace(
+        frame, place=Place(index=1, depth=2, earlier=frozenset(branch.mixer for branch in layer.branches))
+    )
+
+
 def layout_cost(network: Layout, frame: Frame) -> Cost:
-    """All layers of a network as written; embeddings, final norm and head are not among them."""
-    price = {layer: layer_cost(layer, frame) for layer in dict.fromkeys(network.layers)}
-    return total(price[layer] for layer in network.layers)
+    """All layers of a network as written, each at its place; embeddings, final norm and head are not among them."""
+    price: dict[tuple[Layer, frozenset[str]], Cost] = {}
+    costs = []
+    for layer, own in zip(network.layers, frames_of(network, frame), strict=True):
+        # A price depends on the place only through the mixers that came before.
+        key = (layer, own.place.earlier & {branch.mixer for branch in layer.branches})
+        if key not in price:
+            price[key] = layer_cost(layer, own)
+        costs.append(price[key])
+    return total(costs)
 
 
 def cache_bytes(network: Layout, frame: Frame, context: int) -> int:
@@ -55,11 +79,13 @@ def build_mixer(layer: Layer, frame: Frame) -> Mixer:
 
 
 def costs_by_name(layer: Layer, frame: Frame) -> dict[str, float]:
-    """A layer's exact costs by the names that objectives and bounds use."""
-    cost = layer_cost(layer, frame)
+    """A layer's exact costs by the names that objectives and bounds use, with others of its kind before it."""
+    cost = layer_cost(layer, inner_frame(layer, frame))
     return {
         "kv_bytes": cost.stored_bytes,
         "params": cost.params,
+        "active_params": cost.active_params,
         "flops_prefill": cost.flops_prefill,
         "flops_decode": cost.flops_decode,
+        "serial_steps": cost.serial_steps,
     }

@@ -11,6 +11,9 @@ from search_space.notation import nearest
 from search_space.setting import Value, settings_of
 from search_space.vocabulary import CHANNELS, VOCABULARY, branch_of, check, mixer_of, read
 
+ALL = "all"
+"""The word for every mixer of the vocabulary."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -36,15 +39,14 @@ class Entry:
 def make_entries(
     names: Sequence[str], settings: Mapping[str, Mapping[str, Sequence[Value]]], frame: Frame
 ) -> tuple[Entry, ...]:
-    """Entries from mixer names, family names or whole layer texts; settings say which values the search tries.
+    """Entries from mixer names, family names, "all" or whole layer texts; settings say which values the search tries.
 
     Raises:
         ValueError: a name, setting or value is unknown, or nothing is left.
     """
     wanted: dict[str, None] = {}
     for name in names:
-        of_family = [spec.name for spec in VOCABULARY.values() if spec.family == name]
-        wanted.update(dict.fromkeys(of_family or [name]))
+        wanted.update(dict.fromkeys(words_of(name)))
     if not wanted:
         raise ValueError("the space is empty: allow at least one mixer, such as full")
     for name in settings:
@@ -55,9 +57,14 @@ def make_entries(
     return tuple(_entry(name, settings.get(name, {}), frame) for name in wanted)
 
 
+def words_of(name: str) -> list[str]:
+    """The mixers of a family, the whole vocabulary for "all", and else the name itself."""
+    return [spec.name for spec in VOCABULARY.values() if name in (ALL, spec.family)] or [name]
+
+
 def _entry(name: str, chosen: Mapping[str, Sequence[Value]], frame: Frame) -> Entry:
     if name.isidentifier() and name not in VOCABULARY:
-        raise ValueError(f"no mixer or family {name!r}{nearest(name, [*VOCABULARY, *families()])}")
+        raise ValueError(f"no mixer or family {name!r}{nearest(name, [*VOCABULARY, *families(), ALL])}")
     layout = read(name)
     check(layout, frame)
     if name not in VOCABULARY:

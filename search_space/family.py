@@ -23,6 +23,8 @@ FAMILIES = {
         Family(name="linear", title="linear attention", colour="#3a9d8f", mark="░"),
         Family(name="state_space", title="state-space model", colour="#2f7fc1", mark="▒"),
         Family(name="delta", title="delta rule", colour="#3d4fa8", mark="▞"),
+        Family(name="recurrent", title="gated recurrence", colour="#7a8b2f", mark="▄"),
+        Family(name="convolution", title="convolution", colour="#a3708f", mark="▖"),
     )
 }
 UNKNOWN_FAMILY = Family(name="unknown", title="unknown", colour="#888888", mark="?")

@@ -9,8 +9,28 @@ REFERENCE_WIDTH = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a layer stands in its network: what a few mixers depend on besides sizes.
+
+    Raises:
+        ValueError: the index is not one of the network's layers.
+    """
+
+    index: int = 0
+    """Counted from 0."""
+    depth: int = 1
+    """Layers of the whole network."""
+    earlier: frozenset[str] = frozenset()
+    """The mixers of the layers before this one, by name."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.depth:
+            raise ValueError(f"layer {self.index} is not valid: a network of {self.depth} counts from 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Sizes around a layout: widths and depth of the network, lengths in tokens, and the numbers' type.
+    """What surrounds a layer: widths and depth of the network, lengths in tokens, the numbers' type, and its place.
 
     Raises:
         ValueError: a size is not positive, the width is no multiple of 8, or the dtype is unknown.
@@ -26,6 +46,9 @@ class Frame:
     dtype: str = "bfloat16"
     vocabulary: int = 32000
     rotary_base: float = 10000.0
+    max_length: int | None = None
+    """Tokens that the network is built for; None: as many as it is trained on or keeps, whichever is more."""
+    place: Place = Place()
 
     def __post_init__(self) -> None:
         for name in ("width", "train_length", "context", "batch", "vocabulary"):
@@ -34,12 +57,22 @@ class Frame:
                 raise ValueError(f"{name} {value} is not valid: it must be at least 1")
         if self.depth is not None and self.depth < 1:
             raise ValueError(f"depth {self.depth} is not valid: a network has at least one layer")
+        if self.max_length is not None and self.max_length < max(self.train_length, self.context):
+            raise ValueError(
+                f"max_length {self.max_length} is not valid: a training length of {self.train_length} and a context "
+                f"of {self.context} must fit into it"
+            )
         if self.width % 8:
             raise ValueError(
                 f"width {self.width} is not valid: it must be a multiple of 8, such as {-(-self.width // 8) * 8}"
             )
         if self.dtype not in DTYPE_BYTES:
             raise ValueError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPE_BYTES)}")
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that the network must be able to hold; some mixers fix a table by it."""
+        return self.max_length or max(self.train_length, self.context)
 
     @property
     def dtype_bytes(self) -> int:

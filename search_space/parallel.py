@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from search_space.parts import Norm
-from search_space.spec import Mixer
+from search_space.spec import Mixer, Stream
 
 
 class Parallel(Mixer):
@@ -25,13 +25,32 @@ class Parallel(Mixer):
         return tuple(branch.start(batch, max_len) for branch in self._mixers())
 
     def forward(self, x: Tensor, state: tuple[Any, ...] | None = None) -> tuple[Tensor, Any]:
-        states = state or (None,) * len(self.branches)
-        results = [branch(x, own) for branch, own in zip(self._mixers(), states, strict=True)]
-        return self._join([y for y, _ in results]), tuple(own for _, own in results) if state else None
+        y, state, _ = self.forward_with(x, state, Stream())
+        return y, state
 
     def step(self, x: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
-        results = [branch.step(x, own) for branch, own in zip(self._mixers(), state, strict=True)]
-        return self._join([y for y, _ in results]), tuple(own for _, own in results)
+        y, state, _ = self.step_with(x, state, Stream())
+        return y, state
+
+    def forward_with(self, x: Tensor, state: Any, stream: Stream) -> tuple[Tensor, Any, Stream]:
+        outputs, kept = [], []
+        for branch, own in zip(self._mixers(), state or (None,) * len(self.branches), strict=True):
+            y, own, stream = branch.forward_with(x, own, stream)
+            outputs.append(y)
+            kept.append(own)
+        return self._join(outputs), tuple(kept) if state else None, stream
+
+    def step_with(self, x: Tensor, state: Any, stream: Stream) -> tuple[Tensor, Any, Stream]:
+        outputs, kept = [], []
+        for branch, own in zip(self._mixers(), state, strict=True):
+            y, own, stream = branch.step_with(x, own, stream)
+            outputs.append(y)
+            kept.append(own)
+        return self._join(outputs), tuple(kept), stream
+
+    def after_step(self) -> None:
+        for branch in self._mixers():
+            branch.after_step()
 
     def _mixers(self) -> list[Mixer]:
         return [branch for branch in self.branches if isinstance(branch, Mixer)]

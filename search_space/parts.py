@@ -21,6 +21,11 @@ class Norm(nn.Module):
         return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
+def unit(x: Tensor) -> Tensor:
+    """x over its length by the last dimension; the constant keeps a zero vector at zero."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
 def fit_heads(
     frame: Frame, heads: int | None, head_dim: int | None, *, published: int = 128, inner: int | None = None
 ) -> tuple[int, int]:

@@ -2,9 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from search_space.frame import Frame, nearest_divisor, round_to
 from search_space.setting import UNITS, settings_of
 
 AnySpec = TypeVar("AnySpec", bound="Spec")
+Need = Literal["depth", "stream", "length"]
+"""What a mixer takes from beyond its own layer: its place in the network, the pass's stream, the longest text."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -42,6 +45,15 @@ class Cost:
     flops_decode: float = 0.0
     """A token, at the end of the context."""
     cache: tuple[CacheTensor, ...] = ()
+    serial_steps: int = 0
+    """Steps of a training or prefill of the context that wait for one another: one a token where tokens are walked."""
+    idle_params: float = 0.0
+    """Parameters that a decode step of the frame's batch does not touch, on average: experts that nobody chose."""
+
+    @property
+    def active_params(self) -> float:
+        """Parameters that one decode step of the frame's batch reads, on average."""
+        return self.params - self.idle_params
 
     @property
     def stored_bytes(self) -> int:
@@ -62,7 +74,27 @@ def total(costs: Iterable[Cost]) -> Cost:
         flops_prefill=sum(cost.flops_prefill for cost in costs),
         flops_decode=sum(cost.flops_decode for cost in costs),
         cache=tuple(tensor for cost in costs for tensor in cost.cache),
+        serial_steps=sum(cost.serial_steps for cost in costs),
+        idle_params=sum(cost.idle_params for cost in costs),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """What one pass carries from layer to layer besides the residual stream: values by name, and losses to be added."""
+
+    values: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    """What the first layer of a kind leaves for later ones, [B, T, *]; [B, *] in a step."""
+    losses: tuple[Tensor, ...] = ()
+    """Numbers that training adds to the loss of its task."""
+
+    def with_value(self, name: str, value: Tensor) -> "Stream":
+        """The stream with one more value in it."""
+        return replace(self, values={**self.values, name: value})
+
+    def with_loss(self, loss: Tensor) -> "Stream":
+        """The stream with one more loss in it."""
+        return replace(self, losses=(*self.losses, loss))
 
 
 class Mixer(nn.Module, ABC):
@@ -84,13 +116,44 @@ class Mixer(nn.Module, ABC):
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One token, [B, D] to [B, D]."""
 
+    def forward_with(self, x: Tensor, state: Any, stream: Stream) -> tuple[Tensor, Any, Stream]:
+        """`forward` within a network. A mixer whose spec needs the stream reads it and leaves its own in it."""
+        y, state = self(x, state)
+        return y, state, stream
+
+    def step_with(self, x: Tensor, state: Any, stream: Stream) -> tuple[Tensor, Any, Stream]:
+        """`step` within a network."""
+        y, state = self.step(x, state)
+        return y, state, stream
+
+    def after_step(self) -> None:
+        """Called once after every step of the optimiser, for what is renewed and not learnt."""
+
 
 class Channel(nn.Module, ABC):
-    """A channel mixer: it sees one token at a time and keeps no state."""
+    """A channel mixer: it sees one token at a time, and keeps no state unless it says so.
+
+    One that keeps a state, such as the token before, overrides `start`, `forward_with` and `step_with`.
+    """
+
+    def start(self, batch: int) -> Any:  # noqa: ARG002
+        """An empty state; () where none is kept."""
+        return ()
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]."""
+        """[..., D] to [..., D]; [B, T, D] from an empty state where one is kept."""
+
+    def forward_with(self, x: Tensor, state: Any, stream: Stream) -> tuple[Tensor, Any, Stream]:
+        """`forward` within a network: [B, T, D], continuing from a state unless it is None."""
+        return self(x), state, stream
+
+    def step_with(self, x: Tensor, state: Any, stream: Stream) -> tuple[Tensor, Any, Stream]:
+        """One token, [B, D]."""
+        return self(x), state, stream
+
+    def after_step(self) -> None:
+        """Called once after every step of the optimiser, for what is renewed and not learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +167,8 @@ class Spec(ABC):
     name: ClassVar[str]
     family: ClassVar[str]
     source: ClassVar[str]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What it takes from beyond its own layer: `frame.place`, the stream of the pass, or `frame.longest`."""
 
     def __post_init__(self) -> None:
         for setting in settings_of(type(self)):
@@ -130,6 +195,11 @@ class Spec(ABC):
 
 class MixerSpec(Spec):
     """The spec of a sequence mixer."""
+
+    @property
+    def sequential(self) -> bool:
+        """Whether training walks the tokens one by one; such a spec charges `Cost.serial_steps`."""
+        return False
 
     @abstractmethod
     def build(self, frame: Frame) -> Mixer:

@@ -110,10 +110,7 @@ def advance(state: Any, length: int) -> Any:
 def _at(state: Any, length: int) -> Any:
     if isinstance(state, (tuple, list)):
         return type(state)(_at(own, length) for own in state)
-    if (
-        is_dataclass(state)
-        and not isinstance(state, type)
-        and any(item.name == "length" for item in fields(state))
-    ):
-        return replace(state, **{"length": length})
+    if is_dataclass(state) and not isinstance(state, type):
+        inside = {item.name: _at(getattr(state, item.name), length) for item in fields(state)}
+        return replace(state, **(inside | {"length": length} if "length" in inside else inside))
     return state

@@ -159,6 +159,7 @@ def _train(
         dtype="float32",
         vocabulary=task.vocabulary,
         rotary_base=job.frame.rotary_base,
+        max_length=task.longest(job.budget.length),
     )
     model = ProxyModel(layout, frame, stem_taps=job.budget.stem_taps).to(device)
     training = Training(

@@ -112,6 +112,7 @@ def train(
         if not math.isfinite(norm.item()):
             raise NotFinite(f"the gradient is {norm.item()} at step {step}")
         optimiser.step()
+        model.after_step()
         if step % every == 0 or step == training.steps - 1:
             curve.append((step, value))
         if out_of_time():
@@ -124,10 +125,11 @@ def train(
 
 
 def loss_of(model: ProxyModel, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over the asked positions; only those reach the head."""
-    features = model(tokens)
+    """Mean cross-entropy over the asked positions, which alone reach the head, and what the layers add to it."""
+    features, extra = model.read(tokens)
     asked = targets != IGNORED
-    return F.cross_entropy(model.head(features[asked]).float(), targets[asked])
+    loss = F.cross_entropy(model.head(features[asked]).float(), targets[asked])
+    return loss + torch.stack(extra).sum() if extra else loss
 
 
 def learning_rate_at(step: int, training: Training) -> float:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from search_space.cost import layout_cost
 from search_space.frame import Frame
 from search_space.layout import Layer, Layout
-from search_space.spec import DTYPES
+from search_space.spec import DTYPES, Stream
 from search_space.state import advance
 from trainers.model import Block, Stack
 
@@ -31,6 +32,8 @@ MOST_REPETITIONS = 50
 MEASURING_S = 0.15
 """Repeat at least this long, unless the most repetitions are reached before."""
 WEIGHT = 0.01
+PERIOD = 65521
+"""A prime, so that no width divides it."""
 SLOW_S = 2.0
 """Stop repeating after so long, even before the least repetitions are reached."""
 
@@ -83,7 +86,8 @@ def _processor() -> str:
 def frame_text(frame: Frame, phase: Phase) -> str:
     """The sizes that a latency depends on, as a stable text; equal texts may share a measurement."""
     length = f"context {frame.context}" if phase == "decode" else f"prompt {frame.context}"
-    return f"width {frame.width}, {length}, batch {frame.batch}, {frame.dtype}, train length {frame.train_length}"
+    sizes = f"width {frame.width}, {length}, batch {frame.batch}, {frame.dtype}"
+    return f"{sizes}, train length {frame.train_length}, longest {frame.longest}"
 
 
 def measure_layer(layer: Layer, frame: Frame, phase: Phase, *, device: str = "cpu") -> Latency:
@@ -112,17 +116,35 @@ def measure_network(network: Layout, frame: Frame, phase: Phase, *, device: str 
 
 def _measure(module: Block | Stack, frame: Frame, phase: Phase, device: str) -> Latency:
     place, dtype = torch.device(device), DTYPES[frame.dtype]
-    # Weights are made where they are used, and all alike: drawing them would take longer than measuring.
     module.to(dtype=dtype).to_empty(device=place).eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False).fill_(WEIGHT)
+    for tensor in (*module.parameters(), *module.buffers()):
+        _fill(tensor.requires_grad_(False))
     with torch.inference_mode(), _one_thread():
         if phase == "decode":
             state = advance(module.start(frame.batch, frame.context), frame.context - 1)
             x = torch.randn(frame.batch, frame.width, device=place, dtype=dtype)
-            return _repeat(lambda: module.step(x, state), place)
+            if isinstance(module, Stack):
+                return _repeat(lambda: module.step(x, state), place)
+            return _repeat(lambda: module.step(x, state, Stream()), place)
         prompt = torch.randn(frame.batch, frame.context, frame.width, device=place, dtype=dtype)
-        return _repeat(lambda: module(prompt), place)
+        if isinstance(module, Stack):
+            return _repeat(lambda: module(prompt), place)
+        return _repeat(lambda: module(prompt, None, Stream()), place)
+
+
+def _fill(tensor: Tensor) -> None:
+    """Small numbers, the same few over and over: drawing them all would take longer than measuring.
+
+    They differ from row to row, because a router whose rows are alike sends every token to the same experts.
+    """
+    if not tensor.dtype.is_floating_point and not tensor.dtype.is_complex:
+        tensor.zero_()
+        return
+    few = torch.empty(PERIOD, device=tensor.device).normal_(std=WEIGHT).to(tensor.dtype)
+    flat = tensor.view(-1)
+    whole = flat.numel() // PERIOD * PERIOD
+    flat[:whole].view(-1, PERIOD).copy_(few.expand(whole // PERIOD, PERIOD))
+    flat[whole:].copy_(few[: flat.numel() - whole])
 
 
 def _repeat(run: Callable[[], object], device: torch.device) -> Latency:

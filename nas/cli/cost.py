@@ -58,6 +58,7 @@ def command(
             batch=size("batch", batch) or 1,
             dtype=dtype,
             vocabulary=size("vocabulary", vocabulary) or base.vocabulary,
+            max_length=max(base.train_length, *contexts),
         )
         read_layout = preset.layout if preset else read(layout)
         check(read_layout, frame)
@@ -75,6 +76,19 @@ def command(
         highlight=False,
         soft_wrap=True,
     )
+    if answer["active_params"] < answer["params"]:
+        out.print(
+            f"{quantities.count(answer['active_params'])} of them are read by a decode step of batch {frame.batch}, on average",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if answer["serial_steps"]:
+        out.print(
+            f"training walks the tokens one by one: {answer['serial_steps']} dependent steps for a text of "
+            f"{quantities.tokens(frame.context)}",
+            highlight=False,
+            soft_wrap=True,
+        )
     out.print(
         f"{quantities.count(flops['prefill'])}FLOP a token in prefill, {quantities.count(flops['decode'])}FLOP in decode "
         f"at {quantities.tokens(frame.context)}",

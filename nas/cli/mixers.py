@@ -18,7 +18,11 @@ def command(
     from nas.cli.picture import family_of
     from nas.plan import families
     from search_space.setting import settings_of, show_value
+    from search_space.spec import MixerSpec, Spec
     from search_space.vocabulary import CHANNELS, VOCABULARY
+
+    def walks(spec: type[Spec]) -> bool:
+        return issubclass(spec, MixerSpec) and spec().sequential
 
     listed = list((CHANNELS if channels else VOCABULARY).values())
     rows = [
@@ -26,6 +30,8 @@ def command(
             "name": spec.name,
             "family": spec.family,
             "source": spec.source,
+            "needs": sorted(spec.needs),
+            "sequential": walks(spec),
             "settings": {
                 setting.name: {
                     "options": list(setting.options),
@@ -48,6 +54,10 @@ def command(
         out.print(
             f"{shown} [bold]{spec.name}[/]  {spec.family}  ({spec.source})", highlight=False, soft_wrap=True
         )
+        if spec.needs or walks(spec):
+            notes = [f"needs the network's {need}" for need in sorted(spec.needs)]
+            notes += ["trains token by token"] if walks(spec) else []
+            out.print(f"      {', '.join(notes)}", markup=False, soft_wrap=True)
         for setting in settings_of(spec):
             default = "the frame's own" if setting.default is None else show_value(setting.default)
             unit = f", in {setting.unit}" if setting.unit else ""

@@ -24,6 +24,14 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Set one key, such as target.width=2048. May be repeated."
     ),
 ]
+SpaceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--space",
+        metavar="WORDS",
+        help="What may stand in a layer: mixers, families or whole layers with blanks between them, or all.",
+    ),
+]
 BatchOption = Annotated[str | None, typer.Option(metavar="N", help="Sequences at the same time.")]
 
 
@@ -35,6 +43,11 @@ def size(name: str, text: str | None) -> int | None:
         return read_count(text)
     except ValueError as error:
         raise ValueError(f"--{name}: {error}") from None
+
+
+def words(texts: list[str] | None) -> tuple[str, ...] | None:
+    """What --space names, split at blanks; None where it was not given."""
+    return tuple(word for text in texts for word in text.split()) if texts is not None else None
 
 
 def given_layers(config: Path | None, assignments: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:

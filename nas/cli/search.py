@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import ConfigOption, JsonOption, SetOption, StorageOption, StudyOption, given_layers
+from nas.cli.options import (
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    SpaceOption,
+    StorageOption,
+    StudyOption,
+    given_layers,
+    words,
+)
 
 NAME = "search"
 
@@ -26,6 +35,7 @@ def command(
     ray_address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster that is there.")
     ] = None,
+    space: SpaceOption = None,
     constraint: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,7 +71,7 @@ def command(
         else str(data.expanduser().absolute()),
         "pool": pool,
         "ray_address": ray_address,
-        "space": {"constraints": tuple(constraint) if constraint else None},
+        "space": {"mixers": words(space), "constraints": tuple(constraint) if constraint else None},
     }
     with reading_input():
         given = given_layers(config, assignments, flags)

@@ -4,13 +4,14 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import ConfigOption, JsonOption, SetOption, given_layers
+from nas.cli.options import ConfigOption, JsonOption, SetOption, SpaceOption, given_layers, words
 
 NAME = "space"
 
 
 def command(
     layers: Annotated[int | None, typer.Option(help="Layers of the pattern.")] = None,
+    space: SpaceOption = None,
     constraint: Annotated[
         list[str] | None,
         typer.Option(metavar="RULE", help="full>=1, full not first, kv_bytes<=64MiB. May be repeated."),
@@ -31,7 +32,13 @@ def command(
     from search_space.setting import show_value
 
     with reading_input():
-        flags = {"space": {"layers": layers, "constraints": tuple(constraint) if constraint else None}}
+        flags = {
+            "space": {
+                "layers": layers,
+                "mixers": words(space),
+                "constraints": tuple(constraint) if constraint else None,
+            }
+        }
         plan = make_plan(resolve(given_layers(config, assignments, flags)))
     rng = random.Random(seed)
     drawn = [str(plan.space.sample(rng)) for _ in range(draw)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kernels.channel_delta.ops import channel_delta, channel_delta_step
 from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from search_space.frame import Frame
-from search_space.parts import Norm, decay_bias, fit_heads, log_rates
+from search_space.parts import Norm, decay_bias, fit_heads, log_rates, unit
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
 
@@ -130,8 +130,3 @@ class KDAMixer(Mixer):
         q, k, v, log_decay, beta = self.delta_inputs(mixed, x)
         read, matrix = channel_delta_step(q, k, v, log_decay, beta, state.matrix)
         return self.finish(read, x), replace(state, matrix=matrix, tail=tail.to(state.tail.dtype))
-
-
-def unit(x: Tensor) -> Tensor:
-    """x over its length by the last dimension; the constant keeps a zero vector at zero."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)

@@ -225,7 +225,9 @@ def test_mixers_lists_the_vocabulary(run: Run) -> None:
     assert list(rows) == list(VOCABULARY)
     assert [row["name"] for row in run("mixers", "--channels", "--json").json] == list(CHANNELS)
     for row in rows.values():
-        assert {"name", "family", "source", "settings"} == set(row)
+        assert {"name", "family", "source", "needs", "sequential", "settings"} == set(row)
+        assert row["needs"] == sorted(VOCABULARY[row["name"]].needs)
+        assert row["sequential"] == VOCABULARY[row["name"]]().sequential
         for setting in row["settings"].values():
             assert {"options", "unit", "default"} <= set(setting)
     assert rows["window"]["settings"]["size"]["unit"] == "tokens"
@@ -308,6 +310,20 @@ def test_space_answers_with_one_object(run: Run, config_file: Callable[..., str]
     assert {start["origin"] for start in answer["starts"]} >= {"uniform"}
     assert run("space", "--config", config_file(), "--draw", 0, "--json").json["size"] > answer["size"]
     assert "patterns of 2 layers" in run("space", "--config", config_file()).out
+
+
+def test_a_space_is_named_by_mixers_families_layers_or_all_of_them(run: Run) -> None:
+    def entries(*arguments: object) -> list[str]:
+        result = run("space", *arguments, "--layers", 2, "--draw", 0, "--json")
+        assert result.code == 0
+        return list(json.loads(result.out)["entries"])
+
+    assert entries("--space", "kda full") == entries("--space", "kda", "--space", "full") == ["kda", "full"]
+    assert entries("--space", "kda|full mla") == ["kda|full", "mla"]
+    assert set(entries("--space", "sparse")) == {n for n in VOCABULARY if VOCABULARY[n].family == "sparse"}
+    assert entries("--space", "all") == list(VOCABULARY)
+    refused = run("space", "--space", "al")
+    assert refused.code == 2 and "did you mean all" in refused.err
 
 
 def test_measure_answers_with_one_object(run: Run, latencies: Any, config_file: Callable[..., str]) -> None:

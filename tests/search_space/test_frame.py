@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from search_space.frame import Frame, nearest_divisor, round_to
+from search_space.cost import frames_of
+from search_space.frame import Frame, Place, nearest_divisor, round_to
 from search_space.mixers.full import Full
 from search_space.mixers.kda import KDA
 from search_space.mixers.linear import Linear
@@ -13,7 +14,7 @@ from search_space.mixers.mamba2 import Mamba2
 from search_space.mixers.mla import MLA
 from search_space.mixers.window import Window
 from search_space.spec import Spec
-from search_space.vocabulary import CHANNELS, VOCABULARY
+from search_space.vocabulary import CHANNELS, VOCABULARY, read
 
 
 @pytest.mark.parametrize(
@@ -119,3 +120,31 @@ def test_the_nearest_divisor_is_near_by_ratio() -> None:
             assert abs(math.log(found / ideal)) == pytest.approx(best)
     with pytest.raises(ValueError, match="no divisor"):
         nearest_divisor(4, 16)
+
+
+def test_a_place_is_one_of_the_networks_layers() -> None:
+    assert Frame(width=64).place == Place(index=0, depth=1)
+    for index, depth in ((1, 1), (-1, 2), (4, 3)):
+        with pytest.raises(ValueError, match=f"layer {index} is not valid"):
+            Place(index=index, depth=depth)
+
+
+def test_the_longest_text_is_what_a_network_is_built_for() -> None:
+    assert Frame(width=64, train_length=32, context=48).longest == 48
+    assert Frame(width=64, train_length=64, context=48).longest == 64
+    assert Frame(width=64, train_length=64, context=48, max_length=256).longest == 256
+    with pytest.raises(ValueError, match="must fit into it"):
+        Frame(width=64, train_length=64, context=48, max_length=63)
+
+
+def test_every_layer_knows_what_came_before_it() -> None:
+    frame = Frame(width=64, train_length=32, context=48)
+    places = [own.place for own in frames_of(read("kda|full mla 2*kda"), frame)]
+    assert [place.index for place in places] == [0, 1, 2, 3]
+    assert {place.depth for place in places} == {4}
+    assert [set(place.earlier) for place in places] == [
+        set(),
+        {"kda", "full"},
+        {"kda", "full", "mla"},
+        {"kda", "full", "mla"},
+    ]

@@ -54,7 +54,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_a_decode_step_is_the_last_one_of_the_context(watched: dict[str, Any]) -> None:
     measure_layer(read("full").layers[0], FRAME, "decode")
-    y, state = watched["result"]
+    y, state, _ = watched["result"]
+    state = state.mixer
     assert y.shape == (2, 32) and y.dtype == torch.bfloat16
     assert isinstance(state, KeyValue)
     assert state.length == 48 and state.keys.shape[:2] == (2, 48) and state.keys.dtype == torch.bfloat16
@@ -64,6 +65,7 @@ def test_a_decode_step_is_the_last_one_of_the_context(watched: dict[str, Any]) -
 def test_all_layers_of_a_network_stand_at_the_end(watched: dict[str, Any]) -> None:
     measure_network(read("full window[size=8] mla kda|full"), FRAME, "decode")
     _, states = watched["result"]
+    states = [state.mixer for state in states]
     lengths = [state.length for state in (*states[:3], states[3][1])]
     assert lengths == [48] * 4
     assert states[1].keys.shape[1] == 8
@@ -71,7 +73,7 @@ def test_all_layers_of_a_network_stand_at_the_end(watched: dict[str, Any]) -> No
 
 def test_a_prefill_is_the_whole_context(watched: dict[str, Any]) -> None:
     measure_layer(read("kda").layers[0], FRAME, "prefill")
-    y, _ = watched["result"]
+    y, _, _ = watched["result"]
     assert y.shape == (2, 48, 32)
 
 

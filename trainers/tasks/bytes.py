@@ -44,6 +44,10 @@ class Bytes:
         for part in (self.corpus.train, self.corpus.held_out):
             self._room(len(part), length)
 
+    def longest(self, length: int) -> int:
+        """The length itself."""
+        return length
+
     def batch(self, size: int, length: int, rng: torch.Generator) -> Batch:
         """Random stretches of the training text."""
         starts = torch.randint(0, self._room(len(self._train), length), (size,), generator=rng)

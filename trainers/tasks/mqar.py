@@ -50,6 +50,10 @@ class Mqar:
         """Raise ValueError if the length has no room for the fewest pairs."""
         self.fitting(length)
 
+    def longest(self, length: int) -> int:
+        """The length itself: recall is scored at the length of its training."""
+        return length
+
     def batch(self, size: int, length: int, rng: torch.Generator) -> Batch:
         """Equal shares of every number of pairs that fits the length, a quarter of it at most."""
         fitting = self.fitting(length)

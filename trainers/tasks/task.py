@@ -48,6 +48,9 @@ class Task(Protocol):
     def check(self, length: int) -> None:
         """Raise ValueError if sequences of this length cannot be made."""
 
+    def longest(self, length: int) -> int:
+        """Tokens of the longest sequence that is trained on or scored at this length."""
+
     def batch(self, size: int, length: int, rng: torch.Generator) -> Batch:
         """A training batch; the same generator state gives the same batch."""
 
