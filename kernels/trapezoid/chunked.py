@@ -129,10 +129,7 @@ class _Chunks(torch.autograd.Function):
         d_output, d_last = grads
         states, kept = before.flatten(0, 1), until_end * weight
 
-        if d_output is None:
-            d_out = torch.zeros_like(vs)
-        else:
-            d_out = _fold(d_output, size, vs.dtype)
+        d_out = torch.zeros_like(vs) if d_output is None else _fold(d_output, size, vs.dtype)
 
         mix = _mixed(decay, weight, now)
         d_weights = torch.bmm(d_out, vs.mT)

@@ -113,14 +113,16 @@ def test_rows_of_a_token_are_written_together_and_each_reads_all(near):
         [trapezoid(q[:, :, [r]], k[:, :, [s]], v[:, :, [s]], *rest[:3]) for s in range(3)] for r in range(3)
     ]
     for r in range(3):
-        near(output[:, :, r], sum(part[0][:, :, 0] for part in parts[r]) + decayed(q[:, :, r], *rest))
+        near(
+            output[:, :, r],
+            sum(part[0][:, :, 0] for part in parts[r]) + decayed(q[:, :, r], rest[0], rest[3]),
+        )
     near(last, sum(part[1] for part in parts[0]) + rest[0].sum(1).exp()[..., None, None] * rest[3])
 
 
-def decayed(q, log_decay, late, fresh, state, *before):
+def decayed(q, log_decay, state):
     """What the queries [B, T, H, K] read of the first state alone."""
-    fade = log_decay.cumsum(1).exp()
-    return torch.einsum("bthk,bth,bhkv->bthv", q, fade, state)
+    return torch.einsum("bthk,bth,bhkv->bthv", q, log_decay.cumsum(1).exp(), state)
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
