@@ -1,4 +1,4 @@
-"""Rotary positions: the first part of each head turns with the position (RoFormer, arXiv:2104.09864), half-split layout.
+"""Rotary positions: part of each head turns with the position (RoFormer, arXiv:2104.09864), pairs half-split or adjacent.
 
 Letters: B batch, T time, H heads, K head width.
 """
@@ -21,3 +21,12 @@ def rotate(x: Tensor, start: int, *, fraction: float, base: float) -> Tensor:
     cos, sin = angle.cos()[:, None].to(x.dtype), angle.sin()[:, None].to(x.dtype)
     left, right, rest = x[..., : width // 2], x[..., width // 2 : width], x[..., width:]
     return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
+
+
+def turn_pairs(x: Tensor, angle: Tensor) -> Tensor:
+    """Turn the pairs (0, 1), (2, 3), … of x [..., K] by angle [..., N], N ≤ K/2; pairs from N on stay."""
+    width = 2 * angle.shape[-1]
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    left, right = x[..., :width].unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([left * cos - right * sin, right * cos + left * sin], dim=-1).flatten(-2)
+    return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)

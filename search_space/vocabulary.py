@@ -9,16 +9,22 @@ from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
 from search_space.mixers.full import Full
 from search_space.mixers.kda import KDA
+from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
 from search_space.mixers.mamba2 import Mamba2
 from search_space.mixers.mla import MLA
+from search_space.mixers.mlstm import MLSTM
+from search_space.mixers.performer import Performer
+from search_space.mixers.qla import QLA
+from search_space.mixers.retnet import RetNet
 from search_space.mixers.window import Window
 from search_space.notation import Word, Words, nearest, parse
 from search_space.setting import settings_of
 from search_space.spec import ChannelSpec, MixerSpec, Spec, shrink
 
 VOCABULARY: dict[str, type[MixerSpec]] = {
-    spec.name: spec for spec in (Full, Window, Linear, Mamba2, KDA, MLA)
+    spec.name: spec
+    for spec in (Full, Window, Linear, Performer, RetNet, Lightning, QLA, Mamba2, MLSTM, KDA, MLA)
 }
 CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, NoChannel)}
 
