@@ -23,10 +23,14 @@ def rotate(x: Tensor, start: int, *, fraction: float, base: float) -> Tensor:
     return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
 
 
-def turn_pairs(x: Tensor, angle: Tensor) -> Tensor:
-    """Turn the pairs (0, 1), (2, 3), … of x [..., K] by angle [..., N], N ≤ K/2; pairs from N on stay."""
-    width = 2 * angle.shape[-1]
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    left, right = x[..., :width].unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([left * cos - right * sin, right * cos + left * sin], dim=-1).flatten(-2)
-    return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)
+def turns(angle: Tensor, pairs: int) -> Tensor:
+    """Angles [..., N], N ≤ pairs, as complex numbers of length one [..., pairs]; pairs from N on do not turn."""
+    if angle.shape[-1] < pairs:
+        angle = torch.nn.functional.pad(angle, (0, pairs - angle.shape[-1]))
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def turn_pairs(x: Tensor, by: Tensor) -> Tensor:
+    """Turn the pairs (0, 1), (2, 3), … of x [..., K] by complex numbers [..., K / 2]."""
+    pairs = torch.view_as_complex(x.to(by.real.dtype).unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)

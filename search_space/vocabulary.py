@@ -12,6 +12,7 @@ from search_space.mixers.kda import KDA
 from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
 from search_space.mixers.mamba2 import Mamba2
+from search_space.mixers.mamba3 import Mamba3
 from search_space.mixers.mla import MLA
 from search_space.mixers.mlstm import MLSTM
 from search_space.mixers.performer import Performer
@@ -24,7 +25,7 @@ from search_space.spec import ChannelSpec, MixerSpec, Spec, shrink
 
 VOCABULARY: dict[str, type[MixerSpec]] = {
     spec.name: spec
-    for spec in (Full, Window, Linear, Performer, RetNet, Lightning, QLA, Mamba2, MLSTM, KDA, MLA)
+    for spec in (Full, Window, Linear, Performer, RetNet, Lightning, QLA, Mamba2, Mamba3, MLSTM, KDA, MLA)
 }
 CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, NoChannel)}
 

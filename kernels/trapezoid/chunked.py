@@ -63,13 +63,17 @@ def _mixed(decay: Tensor, weight: Tensor, fresh: Tensor) -> Tensor:
     return mix
 
 
-def _times(scores: Tensor, mix: Tensor) -> Tensor:
-    """scores [M, X, X] times mix [M, C, C], whose entry serves every pair of rows of its two tokens."""
-    size = mix.shape[-1]
-    ranks = scores.shape[-1] // size
+def _spread(mix: Tensor, ranks: int) -> Tensor:
+    """[M, C, C], a number for two tokens → [M, X, X], one for each pair of their rows."""
+    return mix if ranks == 1 else mix.repeat(1, ranks, ranks)
+
+
+def _gathered(x: Tensor, ranks: int) -> Tensor:
+    """[M, X, X] summed over the rows of two tokens → [M, C, C]."""
     if ranks == 1:
-        return scores * mix
-    return (scores.view(-1, ranks, size, ranks, size) * mix[:, None, :, None]).view_as(scores)
+        return x
+    size = x.shape[-1] // ranks
+    return x.view(-1, ranks, size * ranks * size).sum(1).view(-1, size, ranks, size).sum(2)
 
 
 class _Chunks(torch.autograd.Function):
@@ -110,7 +114,7 @@ class _Chunks(torch.autograd.Function):
         decay.masked_fill_(future, -torch.inf).exp_()
 
         scores = torch.bmm(qs, ks.mT)
-        output = torch.bmm(_times(scores, _mixed(decay, weight, now)), vs)
+        output = torch.bmm(_spread(_mixed(decay, weight, now), ranks).mul_(scores), vs)
         kept = until_end * weight
         written = torch.bmm(ks.mT, vs * _rows(kept, ranks)).view(lanes, count, key, value)
         before, last = _carry(written, since_start[..., -1], first.reshape(lanes, key, value))
@@ -132,12 +136,11 @@ class _Chunks(torch.autograd.Function):
         d_out = torch.zeros_like(vs) if d_output is None else _fold(d_output, size, vs.dtype)
 
         mix = _mixed(decay, weight, now)
+        wide = _spread(mix, ranks)
         d_weights = torch.bmm(d_out, vs.mT)
-        d_value = torch.bmm(_times(scores, mix).mT, d_out)
-        d_scores = _times(d_weights, mix)
-        d_mix = d_weights.mul_(scores)
-        if ranks > 1:
-            d_mix = d_mix.view(-1, ranks, size, ranks, size).sum((1, 3))
+        d_value = torch.bmm((scores * wide).mT, d_out)
+        d_scores = d_weights * wide
+        d_mix = _gathered(d_weights.mul_(scores), ranks)
 
         through = _rows(since_start, ranks)
         d_read = torch.bmm(d_out, states.mT).mul_(through)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from search_space.frame import Frame, Place
-from search_space.parts import fit_heads
+from search_space.parts import fit_groups, fit_heads
 from search_space.rotary import rotate
 from search_space.setting import choice
 from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Need
@@ -38,11 +38,7 @@ class Lightning(MixerSpec):
 
     def sized(self, frame: Frame) -> Self:
         heads, head_dim = fit_heads(frame, self.heads, self.head_dim)
-        groups = self.groups or 1
-        if heads % groups:
-            raise ValueError(
-                f"lightning: groups={groups} does not divide its {heads} heads at width {frame.width}"
-            )
+        groups = fit_groups(self.name, frame, heads, self.groups)
         return replace(self, heads=heads, head_dim=head_dim, groups=groups)
 
     def cost(self, frame: Frame) -> Cost:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from search_space.frame import Frame
-from search_space.parts import decay_bias, fit_heads, log_rates
+from search_space.parts import decay_bias, fit_groups, fit_heads, log_rates
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
 
@@ -42,11 +42,7 @@ class Mamba2(MixerSpec):
 
     def sized(self, frame: Frame) -> Self:
         heads, head_dim = fit_heads(frame, self.heads, self.head_dim, published=64, inner=2 * frame.width)
-        groups = self.groups or 1
-        if heads % groups:
-            raise ValueError(
-                f"mamba2: groups={groups} does not divide its {heads} heads at width {frame.width}"
-            )
+        groups = fit_groups(self.name, frame, heads, self.groups)
         return replace(
             self, state=self.state or frame.state_size(128), heads=heads, head_dim=head_dim, groups=groups
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from search_space.frame import Frame
 from search_space.parts import fit_heads
-from search_space.rotary import turn_pairs
+from search_space.rotary import turn_pairs, turns
 from search_space.setting import choice
 from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
 
@@ -99,8 +99,8 @@ class RetNetMixer(Mixer):
         if self.rotary:
             position = torch.arange(start, start + x.shape[1], device=x.device, dtype=torch.float32)
             share = torch.linspace(0, 1, self.head_dim // 2, device=x.device)
-            angle = (position[:, None] * self.base**-share)[:, None]
-            q, k = turn_pairs(q, angle), turn_pairs(k, angle)
+            by = turns(position[:, None] * self.base**-share, self.head_dim // 2)[:, None]
+            q, k = turn_pairs(q, by), turn_pairs(k, by)
         return q, k, v
 
     def finish(self, read: Tensor, x: Tensor) -> Tensor:
