@@ -146,7 +146,9 @@ class MLSTMMixer(Mixer):
         keep, write = self.gates(x)
         peak = torch.maximum(keep + state.peak, write)
         k = k * torch.exp(write - peak)[..., None]
-        read, sums = scalar_decay_step(q, k, v, keep + state.peak - peak, state.sums)
+        # In this order the rounding of the peak, which the sums stand over, is taken back and does not add up.
+        fade = keep + (state.peak - peak)
+        read, sums = scalar_decay_step(q, k, v, fade, state.sums)
         return self.finish(read, peak, x), MLSTMState(sums=sums, peak=peak)
 
 
