@@ -63,6 +63,18 @@ def fit_heads(
     return heads or max(1, inner // head_dim), head_dim
 
 
+def fit_groups(name: str, frame: Frame, heads: int, groups: int | None) -> int:
+    """The number of groups that share among the heads, one where it is left out.
+
+    Raises:
+        ValueError: the groups do not share the heads evenly.
+    """
+    groups = groups or 1
+    if heads % groups:
+        raise ValueError(f"{name}: groups={groups} does not divide its {heads} heads at width {frame.width}")
+    return groups
+
+
 def decay_bias(count: int) -> Tensor:
     """[count] biases whose softplus is log-uniform in 0.001 … 0.1: time constants of tens to thousands of tokens."""
     step = torch.exp(torch.empty(count).uniform_(math.log(1e-3), math.log(1e-1))).clamp(min=1e-4)

@@ -13,9 +13,15 @@ from search_space.mixers.gated_delta import GatedDelta
 from search_space.mixers.gla import GLA
 from search_space.mixers.hgrn2 import HGRN2
 from search_space.mixers.kda import KDA
+from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
 from search_space.mixers.mamba2 import Mamba2
+from search_space.mixers.mamba3 import Mamba3
 from search_space.mixers.mla import MLA
+from search_space.mixers.mlstm import MLSTM
+from search_space.mixers.performer import Performer
+from search_space.mixers.qla import QLA
+from search_space.mixers.retnet import RetNet
 from search_space.mixers.rwkv6 import RWKV6
 from search_space.mixers.rwkv7 import RWKV7
 from search_space.mixers.window import Window
@@ -30,14 +36,20 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Window,
         MLA,
         Linear,
+        Performer,
+        RetNet,
+        Lightning,
         GLA,
         HGRN2,
         RWKV6,
+        QLA,
         Mamba2,
+        Mamba3,
         DeltaNet,
         GatedDelta,
         KDA,
         RWKV7,
+        MLSTM,
     )
 }
 CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, NoChannel)}

@@ -1,0 +1,96 @@
+"""Quasi-linear attention, a group of blocks at a time.
+
+Letters: B batch, T time, H heads, K key, V value, C tokens of a block, n blocks of a group, L = B·H lanes.
+After VISTA, arXiv:2510.22049.
+
+The state before block c of a group is γ^(C c) S + Σ_{j < c} γ^(C (c − 1 − j)) W_j with W_j what block j writes:
+one product of a small triangle with all W, so that blocks of one token cost no loop over tokens. Only the states of
+one group are held at a time.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from kernels.backend import working_dtype
+from kernels.quasi_linear.reference import shaped
+
+GROUP = 32
+
+
+def _decays(distance: Tensor, log_decay: Tensor) -> Tensor:
+    """exp(distance · log_decay) where the distance is not negative, else zero: [..., ] and [H] → [H, ...]."""
+    rate = log_decay.view(-1, *(1 for _ in distance.shape))
+    return (rate * distance.clamp(min=0)).masked_fill(distance < 0, -torch.inf).exp()
+
+
+def quasi_linear(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None,
+    block: int,
+    seen: int | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    """All blocks; shapes as in `ops.quasi_linear`."""
+    with torch.autocast(q.device.type, enabled=False):
+        return _quasi_linear(q, k, v, log_decay, state, block, seen, activation)
+
+
+def _quasi_linear(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None,
+    block: int,
+    seen: int | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    batch, time, heads, value = v.shape
+    key = k.shape[-1]
+    count, whole = -(-time // block), time // block
+    dtype = working_dtype(q, k, v, log_decay, state)
+
+    def fold(x: Tensor) -> Tensor:
+        """[B, T, H, D] → [L, blocks, C, D], zeros behind the end."""
+        if count * block != time:
+            x = pad(x, (0, 0, 0, 0, 0, count * block - time))
+        x = x.unflatten(1, (count, block)).permute(0, 3, 1, 2, 4).to(dtype)
+        return x.reshape(batch * heads, count, block, -1)
+
+    qs, ks, vs = fold(q), fold(k), fold(v)
+    rate = torch.zeros(heads, dtype=dtype, device=v.device) if log_decay is None else log_decay.to(dtype)
+    place = torch.arange(block, device=v.device)
+    within = _decays(place[:, None] - place, rate).repeat(batch, 1, 1).unsqueeze(1)
+    since_start = _decays(place + 1, rate).repeat(batch, 1)[:, None, :, None]
+    until_end = _decays(block - 1 - place, rate).repeat(batch, 1)[:, None, :, None]
+    output = (qs @ ks.mT * within) @ vs
+    written = (ks.mT @ (vs * until_end))[:, :whole]
+    qs = qs * since_start
+
+    last = (
+        torch.zeros(batch, heads, key, value, dtype=dtype, device=v.device)
+        if state is None
+        else state.to(dtype)
+    )
+    last = last.view(-1, 1, key * value)
+    reads = []
+    for start in range(0, count, GROUP):
+        end = min(start + GROUP, count)
+        added = written[:, start:end].flatten(2)
+        number = torch.arange(end - start + 1, device=v.device)
+        between = number[:, None] - 1 - number[: added.shape[1]]
+        carried = _decays(number * block, rate).repeat(batch, 1).unsqueeze(-1) * last
+        states = torch.baddbmm(carried, _decays(between * block, rate).repeat(batch, 1, 1), added)
+        tokens: Tensor | float = 1.0
+        if seen is not None:
+            tokens = (seen + (start + number[:-1]) * block).clamp(min=1).to(dtype)[:, None, None]
+        before = shaped(states[:, :-1].unflatten(2, (key, value)), tokens, activation)
+        reads.append(qs[:, start:end] @ before)
+        last = states[:, added.shape[1]].unsqueeze(1)
+    output = output + torch.cat(reads, dim=1)
+    output = output.view(batch, heads, count * block, value)[:, :, :time].transpose(1, 2)
+    return output.to(v.dtype).contiguous(), last.reshape(batch, heads, key, value).contiguous()
