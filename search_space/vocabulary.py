@@ -10,6 +10,7 @@ from search_space.layout import Branch, Layer, Layout
 from search_space.mixers.full import Full
 from search_space.mixers.kda import KDA
 from search_space.mixers.linear import Linear
+from search_space.mixers.loglinear import LogLinear
 from search_space.mixers.mamba2 import Mamba2
 from search_space.mixers.mla import MLA
 from search_space.mixers.window import Window
@@ -18,7 +19,7 @@ from search_space.setting import settings_of
 from search_space.spec import ChannelSpec, MixerSpec, Spec, shrink
 
 VOCABULARY: dict[str, type[MixerSpec]] = {
-    spec.name: spec for spec in (Full, Window, Linear, Mamba2, KDA, MLA)
+    spec.name: spec for spec in (Full, Window, Linear, LogLinear, Mamba2, KDA, MLA)
 }
 CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, NoChannel)}
 

@@ -98,15 +98,14 @@ def test_price_names_every_parameter(layer: Layer) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_price_names_every_byte_of_the_state(layer: Layer, dtype: str) -> None:
-    made: Mixer | None = None
     for context, batch in ((1, 1), (7, 2), (LONGEST, 3), (200, 1)):
         frame = replace(FRAME, context=context, batch=batch, dtype=dtype)
         made = build_mixer(layer, frame)
         cost = layer_cost(layer, frame)
         assert state_bytes(made.start(batch, max_len=context)) == cost.stored_bytes
         assert 0 < cost.read_bytes <= cost.stored_bytes
-    assert made is not None
     frame = replace(FRAME, context=12, batch=2, dtype=dtype)
+    made = build_mixer(layer, frame)
     stored, x = layer_cost(layer, frame).stored_bytes, tokens(length=12)
     for prefix in (1, 2, 9):
         _, state = made(x[:, :prefix], made.start(2, max_len=12))
