@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_space.frame import Frame
+from search_space.frame import REFERENCE_WIDTH, Frame, round_to
 
 
 class Norm(nn.Module):
@@ -34,6 +34,11 @@ def fit_heads(
     if head_dim is None:
         head_dim = max(8, inner // heads // 8 * 8) if heads else frame.head_size(published, inner)
     return heads or max(1, inner // head_dim), head_dim
+
+
+def hidden_width(frame: Frame, hidden: int | None, ratio: float) -> int:
+    """A channel mixer's hidden width: as given, else a ratio of the width, rounded to 128 for wide frames, 8 for narrow."""
+    return hidden or round_to(ratio * frame.width, 128 if frame.width >= REFERENCE_WIDTH // 2 else 8)
 
 
 def decay_bias(count: int) -> Tensor:

@@ -3,7 +3,10 @@
 from dataclasses import replace
 from functools import cache
 
+from search_space.channel.geglu import GeGLU
+from search_space.channel.moe import MoE
 from search_space.channel.none import NoChannel
+from search_space.channel.relu2 import ReLU2
 from search_space.channel.swiglu import SwiGLU
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
@@ -21,7 +24,7 @@ from search_space.spec import ChannelSpec, MixerSpec, Spec, shrink
 VOCABULARY: dict[str, type[MixerSpec]] = {
     spec.name: spec for spec in (Full, Window, Linear, LogLinear, Mamba2, KDA, MLA)
 }
-CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, NoChannel)}
+CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, GeGLU, ReLU2, MoE, NoChannel)}
 
 
 @cache
