@@ -11,18 +11,21 @@ from search_space.channel.swiglu import SwiGLU
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
 from search_space.mixers.full import Full
+from search_space.mixers.gla import GLA
+from search_space.mixers.hgrn2 import HGRN2
 from search_space.mixers.kda import KDA
 from search_space.mixers.linear import Linear
 from search_space.mixers.loglinear import LogLinear
 from search_space.mixers.mamba2 import Mamba2
 from search_space.mixers.mla import MLA
+from search_space.mixers.rwkv6 import RWKV6
 from search_space.mixers.window import Window
 from search_space.notation import Word, Words, nearest, parse
 from search_space.setting import settings_of
 from search_space.spec import ChannelSpec, MixerSpec, Spec, shrink
 
 VOCABULARY: dict[str, type[MixerSpec]] = {
-    spec.name: spec for spec in (Full, Window, Linear, LogLinear, Mamba2, KDA, MLA)
+    spec.name: spec for spec in (Full, Window, Linear, LogLinear, GLA, HGRN2, RWKV6, Mamba2, KDA, MLA)
 }
 CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, GeGLU, ReLU2, MoE, NoChannel)}
 
