@@ -3,7 +3,10 @@
 from dataclasses import replace
 from functools import cache
 
+from search_space.channel.geglu import GeGLU
+from search_space.channel.moe import MoE
 from search_space.channel.none import NoChannel
+from search_space.channel.relu2 import ReLU2
 from search_space.channel.swiglu import SwiGLU
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
@@ -15,6 +18,7 @@ from search_space.mixers.hgrn2 import HGRN2
 from search_space.mixers.kda import KDA
 from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
+from search_space.mixers.loglinear import LogLinear
 from search_space.mixers.mamba2 import Mamba2
 from search_space.mixers.mamba3 import Mamba3
 from search_space.mixers.mla import MLA
@@ -43,6 +47,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         HGRN2,
         RWKV6,
         QLA,
+        LogLinear,
         Mamba2,
         Mamba3,
         DeltaNet,
@@ -52,7 +57,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         MLSTM,
     )
 }
-CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, NoChannel)}
+CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, GeGLU, ReLU2, MoE, NoChannel)}
 
 
 @cache
