@@ -26,7 +26,7 @@ class Lightning(MixerSpec):
     """MiniMax-01's layer (arXiv:2501.08313): SiLU on all projections, decay by head and depth, one norm, sigmoid gate."""
 
     name: ClassVar[str] = "lightning"
-    family: ClassVar[str] = "linear"
+    family: ClassVar[str] = "linear_attention"
     source: ClassVar[str] = "MiniMax 2025, arXiv:2501.08313; Qin et al. 2024, arXiv:2401.04658"
     needs: ClassVar[frozenset[Need]] = frozenset({"depth"})
 

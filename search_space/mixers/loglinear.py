@@ -26,7 +26,7 @@ class LogLinear(MixerSpec):
     """Log-linear Mamba-2 or gated DeltaNet (arXiv:2506.04761): a text of T tokens is kept in log2(T) + 1 matrices."""
 
     name: ClassVar[str] = "loglinear"
-    family: ClassVar[str] = "linear"
+    family: ClassVar[str] = "linear_attention"
     source: ClassVar[str] = "Guo 2025, arXiv:2506.04761"
     needs: ClassVar[frozenset[Need]] = frozenset({"length"})
 

@@ -34,7 +34,7 @@ class Performer(MixerSpec):
     """
 
     name: ClassVar[str] = "performer"
-    family: ClassVar[str] = "linear"
+    family: ClassVar[str] = "linear_attention"
     source: ClassVar[str] = "Choromanski et al. 2020, arXiv:2009.14794"
 
     heads: int | None = choice(8, 16, 32, 64, unit="heads")

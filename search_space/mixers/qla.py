@@ -28,7 +28,7 @@ class QLA(MixerSpec):
     """
 
     name: ClassVar[str] = "qla"
-    family: ClassVar[str] = "linear"
+    family: ClassVar[str] = "linear_attention"
     source: ClassVar[str] = "Chen et al. 2025, arXiv:2510.22049; causal blocks ours"
 
     heads: int | None = choice(8, 16, 32, 64, unit="heads")

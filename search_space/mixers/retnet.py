@@ -26,7 +26,7 @@ class RetNet(MixerSpec):
     """Multi-scale retention (arXiv:2307.08621): decay 1 − 2^(−5−h) in head h, rotary positions, norm by head, swish gate."""
 
     name: ClassVar[str] = "retnet"
-    family: ClassVar[str] = "linear"
+    family: ClassVar[str] = "linear_attention"
     source: ClassVar[str] = "Sun et al. 2023, arXiv:2307.08621"
 
     heads: int | None = choice(4, 8, 16, 32, unit="heads")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from search_space.cost import build_mixer, layer_cost
+from search_space.entries import ALL
+from search_space.family import FAMILIES
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout, from_json
 from search_space.setting import Value, settings_of
@@ -324,5 +326,7 @@ def test_shrinking_to_half_builds(layer: Layer) -> None:
 def test_a_word_says_who_it_is(name: str) -> None:
     spec = VOCABULARY[name]
     assert spec.name == name and spec.__doc__
+    # A name that is a family's too would stand for either of them in a space or a rule.
+    assert spec.family in FAMILIES and name not in FAMILIES and name != ALL
     assert "arXiv" in spec.source
     assert spec().build(FRAME).__doc__
