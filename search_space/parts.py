@@ -1,12 +1,18 @@
-"""Pieces that several mixers are built from: the norm, initial values of decays, and counts of attention's work."""
+"""Pieces that several mixers are built from: norm, convolution, initial values of decays, counts of attention's work."""
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_space.frame import Frame
+from kernels.short_convolution.ops import short_convolution, short_convolution_step
+from search_space.frame import REFERENCE_WIDTH, Frame, round_to
+
+GATES: Mapping[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch.sigmoid}
+"""What may open and close an output."""
 
 
 class Norm(nn.Module):
@@ -24,6 +30,27 @@ class Norm(nn.Module):
 def unit(x: Tensor) -> Tensor:
     """x over its length by the last dimension; the constant keeps a zero vector at zero."""
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+def first_taps(channels: int, taps: int) -> nn.Parameter | None:
+    """[C, W] weights of a short convolution, uniform in ±1/√W; None for no taps."""
+    return nn.Parameter(torch.empty(channels, taps).uniform_(-(taps**-0.5), taps**-0.5)) if taps else None
+
+
+def convolve(x: Tensor, taps: Tensor | None, tail: Tensor | None) -> tuple[Tensor, Any]:
+    """SiLU of x [B, T, C] under a short convolution [C, W], or of x as it is; and the tail [B, W-1, C], if one is kept."""
+    if taps is None:
+        return F.silu(x), tail
+    y, after = short_convolution(x, taps, None, None if tail is None else tail.to(x.dtype), activation="silu")
+    return y, None if tail is None else after.to(tail.dtype)
+
+
+def convolve_step(x: Tensor, taps: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
+    """`convolve` of one token [B, C]."""
+    if taps is None:
+        return F.silu(x), tail
+    y, after = short_convolution_step(x, taps, None, tail.to(x.dtype), activation="silu")
+    return y, after.to(tail.dtype)
 
 
 def fit_heads(
@@ -48,15 +75,20 @@ def fit_groups(name: str, frame: Frame, heads: int, groups: int | None) -> int:
     return groups
 
 
+def hidden_width(frame: Frame, hidden: int | None, ratio: float) -> int:
+    """A channel mixer's hidden width: as given, else a ratio of the width, rounded to 128 for wide frames, 8 for narrow."""
+    return hidden or round_to(ratio * frame.width, 128 if frame.width >= REFERENCE_WIDTH // 2 else 8)
+
+
 def decay_bias(count: int) -> Tensor:
     """[count] biases whose softplus is log-uniform in 0.001 … 0.1: time constants of tens to thousands of tokens."""
     step = torch.exp(torch.empty(count).uniform_(math.log(1e-3), math.log(1e-1))).clamp(min=1e-4)
     return step + torch.log(-torch.expm1(-step))
 
 
-def log_rates(count: int) -> Tensor:
-    """[count] logarithms of decay rates, uniform in 1 … 16 as in Mamba-2 and Kimi Linear."""
-    return torch.empty(count).uniform_(1.0, 16.0).log()
+def log_rates(count: int, *, least: float = 1.0) -> Tensor:
+    """[count] logarithms of decay rates, uniform in `least` … 16; in 1 … 16 as in Mamba-2 and Kimi Linear."""
+    return torch.empty(count).uniform_(least, 16.0).log()
 
 
 def attend_flops(heads: int, key_width: int, value_width: int, keys: float) -> float:

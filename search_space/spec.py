@@ -246,6 +246,10 @@ def shrink(spec: AnySpec, target: Frame, proxy: Frame) -> AnySpec:
         for name, setting in settings.items():
             if setting.unit == "groups":
                 values[name] = _share(getattr(full, name) * values["heads"] / heads, values["heads"])
+    elif "head_dim" in settings:
+        # Heads that are not counted fill the width.
+        ideal = getattr(full, "head_dim") * math.sqrt(ratio)  # noqa: B009
+        values["head_dim"] = nearest_divisor(proxy.width, ideal)
     return replace(full, **values)
 
 

@@ -3,14 +3,22 @@
 from dataclasses import replace
 from functools import cache
 
+from search_space.channel.geglu import GeGLU
+from search_space.channel.moe import MoE
 from search_space.channel.none import NoChannel
+from search_space.channel.relu2 import ReLU2
 from search_space.channel.swiglu import SwiGLU
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
+from search_space.mixers.deltanet import DeltaNet
 from search_space.mixers.full import Full
+from search_space.mixers.gated_delta import GatedDelta
+from search_space.mixers.gla import GLA
+from search_space.mixers.hgrn2 import HGRN2
 from search_space.mixers.kda import KDA
 from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
+from search_space.mixers.loglinear import LogLinear
 from search_space.mixers.mamba2 import Mamba2
 from search_space.mixers.mamba3 import Mamba3
 from search_space.mixers.mla import MLA
@@ -18,6 +26,8 @@ from search_space.mixers.mlstm import MLSTM
 from search_space.mixers.performer import Performer
 from search_space.mixers.qla import QLA
 from search_space.mixers.retnet import RetNet
+from search_space.mixers.rwkv6 import RWKV6
+from search_space.mixers.rwkv7 import RWKV7
 from search_space.mixers.window import Window
 from search_space.notation import Word, Words, nearest, parse
 from search_space.setting import settings_of
@@ -25,9 +35,29 @@ from search_space.spec import ChannelSpec, MixerSpec, Spec, shrink
 
 VOCABULARY: dict[str, type[MixerSpec]] = {
     spec.name: spec
-    for spec in (Full, Window, Linear, Performer, RetNet, Lightning, QLA, Mamba2, Mamba3, MLSTM, KDA, MLA)
+    for spec in (
+        Full,
+        Window,
+        MLA,
+        Linear,
+        Performer,
+        RetNet,
+        Lightning,
+        GLA,
+        HGRN2,
+        RWKV6,
+        QLA,
+        LogLinear,
+        Mamba2,
+        Mamba3,
+        DeltaNet,
+        GatedDelta,
+        KDA,
+        RWKV7,
+        MLSTM,
+    )
 }
-CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, NoChannel)}
+CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, GeGLU, ReLU2, MoE, NoChannel)}
 
 
 @cache

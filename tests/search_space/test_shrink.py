@@ -122,7 +122,10 @@ def test_shrinking_stays_valid_for_every_option(name: str) -> None:
                     assert getattr(small, "heads") % value == 0  # noqa: B009
 
 
-@pytest.mark.parametrize("name", VOCABULARY)
+COUNTED = [name for name, spec in VOCABULARY.items() if "heads" in {item.name for item in settings_of(spec)}]
+
+
+@pytest.mark.parametrize("name", COUNTED)
 def test_the_total_width_of_the_heads_keeps_its_share(name: str) -> None:
     for target, proxy in itertools.product(TARGETS, PROXIES):
         for spec in one_setting_each(name, target):
@@ -133,6 +136,20 @@ def test_the_total_width_of_the_heads_keeps_its_share(name: str) -> None:
             # Where no whole number of heads gives the share, it is missed by less than half a head.
             slack = 0 if exact else max(0.5, 1 - share) * small.head_dim / proxy.width
             assert abs(kept - share) <= slack + 1e-9, (spec, target.width, proxy.width, kept, share)
+
+
+def test_heads_that_are_not_counted_fill_the_width() -> None:
+    uncounted = [
+        name for name, spec in VOCABULARY.items() if name not in COUNTED and hasattr(spec, "head_dim")
+    ]
+    assert "rwkv7" in uncounted
+    for name, width in itertools.product(uncounted, (8, 48, 56, 64, 200, 320, 1000)):
+        for spec in one_setting_each(name, Frame(width=2560)):
+            small = shrink(spec, Frame(width=2560), Frame(width=width))
+            assert width % small.head_dim == 0 and small.head_dim % 8 == 0
+    small = shrink(VOCABULARY["rwkv7"](head_dim=64), Frame(width=2560), Frame(width=320))
+    # 64 over the square root of eight is 22.6; 24 does not divide the width.
+    assert small.head_dim == 16
 
 
 @pytest.mark.parametrize("name", WORDS)

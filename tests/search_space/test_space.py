@@ -453,8 +453,8 @@ def test_large_spaces_are_counted() -> None:
     assert bounded.size().count == sum(choose[n] * full**n * rest ** (24 - n) for n in range(1, 5))
 
 
-def test_a_study_of_the_whole_vocabulary_is_counted() -> None:
-    space = space_of(list(VOCABULARY), 8, sharing="study")
+def test_a_study_of_many_mixers_is_counted() -> None:
+    space = space_of(["full", "window", "gla", "mamba2", "kda", "mla"], 8, sharing="study")
     values = [len([1 for owner, _, _ in space.alphabet.values() if owner == index]) for index in range(6)]
     wanted = 0
     for used in range(1, 7):

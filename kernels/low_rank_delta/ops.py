@@ -1,0 +1,74 @@
+"""The generalised delta rule: decay by channel and a correction of rank one a token (RWKV-7): the public functions.
+
+Letters: B batch, T time, H heads, K key, V value.  After arXiv:2503.14456.
+"""
+
+from torch import Tensor
+
+from kernels.backend import Backend, is_poisoned, require_axes, require_chunk, require_shape, resolve
+from kernels.low_rank_delta import chunked, reference
+
+
+def low_rank_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None = None,
+    *,
+    chunk: int = 64,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """S ← Diag(exp log_decay) S + b (aᵀ S) + k vᵀ, o = Sᵀq for each token; `a` reads the state before it fades.
+
+    q, k, log_decay, a, b [B, T, H, K] with log_decay ≤ 0; v [B, T, H, V]; state [B, H, K, V], None for zeros; no
+    scale inside. Returns o [B, T, H, V] in v's dtype and the last state in float32, or in float64 where an input
+    is float64.
+    """
+    name = "low_rank_delta"
+    implementation = resolve(backend, name)
+    require_chunk(name, chunk)
+    require_axes(name, "k", k, "[B, T, H, K]")
+    require_axes(name, "v", v, "[B, T, H, V]")
+    batch, time, heads, key = k.shape
+    value = v.shape[-1]
+    require_shape(name, "v", v, (batch, time, heads, value), "[B, T, H, V]")
+    for letter, tensor in (("q", q), ("log_decay", log_decay), ("a", a), ("b", b)):
+        require_shape(name, letter, tensor, (batch, time, heads, key), "[B, T, H, K]")
+    if state is not None:
+        require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
+    if implementation == "chunked":
+        output, last = chunked.low_rank_delta(q, k, v, log_decay, a, b, state, chunk)
+        if not is_poisoned(output):
+            return output, last
+    return reference.low_rank_delta(q, k, v, log_decay, a, b, state)
+
+
+def low_rank_delta_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One token: q, k, log_decay, a, b [B, H, K], v [B, H, V], state [B, H, K, V] → o [B, H, V], state.
+
+    There is one PyTorch form of a single token, so `reference` and `chunked` are the same here.
+    """
+    name = "low_rank_delta_step"
+    resolve(backend, name)
+    require_axes(name, "k", k, "[B, H, K]")
+    require_axes(name, "v", v, "[B, H, V]")
+    batch, heads, key = k.shape
+    value = v.shape[-1]
+    require_shape(name, "v", v, (batch, heads, value), "[B, H, V]")
+    for letter, tensor in (("q", q), ("log_decay", log_decay), ("a", a), ("b", b)):
+        require_shape(name, letter, tensor, (batch, heads, key), "[B, H, K]")
+    require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
+    return reference.step(q, k, v, log_decay, a, b, state)
