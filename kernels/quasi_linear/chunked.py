@@ -51,7 +51,7 @@ def _quasi_linear(
 ) -> tuple[Tensor, Tensor]:
     batch, time, heads, value = v.shape
     key = k.shape[-1]
-    count, whole = -(-time // block), time // block
+    count = -(-time // block)
     dtype = working_dtype(q, k, v, log_decay, state)
 
     def fold(x: Tensor) -> Tensor:
@@ -68,29 +68,27 @@ def _quasi_linear(
     since_start = _decays(place + 1, rate).repeat(batch, 1)[:, None, :, None]
     until_end = _decays(block - 1 - place, rate).repeat(batch, 1)[:, None, :, None]
     output = (qs @ ks.mT * within) @ vs
-    written = (ks.mT @ (vs * until_end))[:, :whole]
+    written = ks.mT @ (vs * until_end)
     qs = qs * since_start
 
-    last = (
-        torch.zeros(batch, heads, key, value, dtype=dtype, device=v.device)
-        if state is None
-        else state.to(dtype)
-    )
-    last = last.view(-1, 1, key * value)
+    if state is None:
+        last = torch.zeros(batch * heads, 1, key * value, dtype=dtype, device=v.device)
+    else:
+        last = state.to(dtype).reshape(-1, 1, key * value)
     reads = []
-    for start in range(0, count, GROUP):
-        end = min(start + GROUP, count)
-        added = written[:, start:end].flatten(2)
-        number = torch.arange(end - start + 1, device=v.device)
-        between = number[:, None] - 1 - number[: added.shape[1]]
+    # Split, not sliced one by one: the gradient of each slice would be as large as the whole.
+    groups = zip(qs.split(GROUP, dim=1), written.flatten(2).split(GROUP, dim=1), strict=True)
+    for index, (asked, added) in enumerate(groups):
+        number = torch.arange(asked.shape[1] + 1, device=v.device)
+        between = _decays((number[:, None] - 1 - number[:-1]) * block, rate).repeat(batch, 1, 1)
         carried = _decays(number * block, rate).repeat(batch, 1).unsqueeze(-1) * last
-        states = torch.baddbmm(carried, _decays(between * block, rate).repeat(batch, 1, 1), added)
-        tokens: Tensor | float = 1.0
+        states, last = torch.baddbmm(carried, between, added).split([asked.shape[1], 1], dim=1)
+        tokens = None
         if seen is not None:
-            tokens = (seen + (start + number[:-1]) * block).clamp(min=1).to(dtype)[:, None, None]
-        before = shaped(states[:, :-1].unflatten(2, (key, value)), tokens, activation)
-        reads.append(qs[:, start:end] @ before)
-        last = states[:, added.shape[1]].unsqueeze(1)
+            tokens = (seen + (index * GROUP + number[:-1]) * block).clamp(min=1).to(dtype)[:, None, None]
+        reads.append(asked @ shaped(states.unflatten(2, (key, value)), tokens, activation))
+    if time % block:
+        last = states[:, -1]
     output = output + torch.cat(reads, dim=1)
     output = output.view(batch, heads, count * block, value)[:, :, :time].transpose(1, 2)
     return output.to(v.dtype).contiguous(), last.reshape(batch, heads, key, value).contiguous()

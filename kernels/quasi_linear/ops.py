@@ -84,7 +84,8 @@ def quasi_linear_step(
     _check(name, activation, seen=seen)
     _check_block(name, keys, values, log_decay, state)
     require_shape(name, "q", q, (keys.shape[0], *keys.shape[2:]), "[B, H, K]")
-    return reference.read(q, keys, values, log_decay, state, 1 if seen is None else max(1, seen), activation)
+    count = None if seen is None else max(1, seen)
+    return reference.read(q, keys, values, log_decay, state, count, activation)
 
 
 def fold_block(keys: Tensor, values: Tensor, log_decay: Tensor | None, state: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor
 from kernels.backend import working_dtype
 
 
-def shaped(matrix: Tensor, count: Tensor | float, activation: str | None) -> Tensor:
-    """What is read of sums [..., K, V]: the activation of their mean over `count` tokens, as a sum again."""
+def shaped(matrix: Tensor, count: Tensor | float | None, activation: str | None) -> Tensor:
+    """What is read of sums [..., K, V]: their activation, or that of their mean over `count` tokens, as a sum again."""
     if activation is None:
         return matrix
-    return torch.nn.functional.silu(matrix / count) * count
+    return matrix * torch.sigmoid(matrix if count is None else matrix / count)
 
 
 def ages(count: int, log_decay: Tensor | None, like: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def read(
     values: Tensor,
     log_decay: Tensor | None,
     state: Tensor,
-    count: float,
+    count: float | None,
     activation: str | None,
 ) -> Tensor:
     """One query [B, H, K] over the state and the open block, keys [B, O, H, K] and values [B, O, H, V]."""
@@ -70,7 +70,7 @@ def quasi_linear(
     outputs = []
     for t in range(time):
         start = t - t % block
-        count = 1 if seen is None else max(1, seen + start)
+        count = None if seen is None else max(1, seen + start)
         opened = slice(start, t + 1)
         outputs.append(read(q[:, t], k[:, opened], v[:, opened], log_decay, state, count, activation))
         if (t + 1) % block == 0:
