@@ -20,7 +20,7 @@ FAMILIES = {
         Family(name="attention", title="full attention", colour="#d1495b", mark="█"),
         Family(name="latent", title="latent attention", colour="#8f5fbf", mark="▓"),
         Family(name="sparse", title="sparse attention", colour="#e39d3b", mark="▚"),
-        Family(name="linear", title="linear attention", colour="#3a9d8f", mark="░"),
+        Family(name="linear_attention", title="linear attention", colour="#3a9d8f", mark="░"),
         Family(name="state_space", title="state-space model", colour="#2f7fc1", mark="▒"),
         Family(name="delta", title="delta rule", colour="#3d4fa8", mark="▞"),
         Family(name="recurrent", title="gated recurrence", colour="#7a8b2f", mark="▄"),

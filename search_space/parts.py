@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.short_convolution.ops import short_convolution, short_convolution_step
-from search_space.frame import Frame
+from search_space.frame import REFERENCE_WIDTH, Frame, round_to
 
 GATES: Mapping[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch.sigmoid}
 """What may open and close an output."""
@@ -61,6 +61,23 @@ def fit_heads(
     if head_dim is None:
         head_dim = max(8, inner // heads // 8 * 8) if heads else frame.head_size(published, inner)
     return heads or max(1, inner // head_dim), head_dim
+
+
+def fit_groups(name: str, frame: Frame, heads: int, groups: int | None) -> int:
+    """The number of groups that share among the heads, one where it is left out.
+
+    Raises:
+        ValueError: the groups do not share the heads evenly.
+    """
+    groups = groups or 1
+    if heads % groups:
+        raise ValueError(f"{name}: groups={groups} does not divide its {heads} heads at width {frame.width}")
+    return groups
+
+
+def hidden_width(frame: Frame, hidden: int | None, ratio: float) -> int:
+    """A channel mixer's hidden width: as given, else a ratio of the width, rounded to 128 for wide frames, 8 for narrow."""
+    return hidden or round_to(ratio * frame.width, 128 if frame.width >= REFERENCE_WIDTH // 2 else 8)
 
 
 def decay_bias(count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rotary positions: the first part of each head turns with the position (RoFormer, arXiv:2104.09864), half-split layout.
+"""Rotary positions: part of each head turns with the position (RoFormer, arXiv:2104.09864), pairs half-split or adjacent.
 
 Letters: B batch, T time, H heads, K head width.
 """
@@ -21,3 +21,16 @@ def rotate(x: Tensor, start: int, *, fraction: float, base: float) -> Tensor:
     cos, sin = angle.cos()[:, None].to(x.dtype), angle.sin()[:, None].to(x.dtype)
     left, right, rest = x[..., : width // 2], x[..., width // 2 : width], x[..., width:]
     return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
+
+
+def turns(angle: Tensor, pairs: int) -> Tensor:
+    """Angles [..., N], N ≤ pairs, as complex numbers of length one [..., pairs]; pairs from N on do not turn."""
+    if angle.shape[-1] < pairs:
+        angle = torch.nn.functional.pad(angle, (0, pairs - angle.shape[-1]))
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def turn_pairs(x: Tensor, by: Tensor) -> Tensor:
+    """Turn the pairs (0, 1), (2, 3), … of x [..., K] by complex numbers [..., K / 2]."""
+    pairs = torch.view_as_complex(x.to(by.real.dtype).unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)

@@ -3,7 +3,10 @@
 from dataclasses import replace
 from functools import cache
 
+from search_space.channel.geglu import GeGLU
+from search_space.channel.moe import MoE
 from search_space.channel.none import NoChannel
+from search_space.channel.relu2 import ReLU2
 from search_space.channel.swiglu import SwiGLU
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
@@ -14,12 +17,19 @@ from search_space.mixers.gated_delta import GatedDelta
 from search_space.mixers.gla import GLA
 from search_space.mixers.hgrn2 import HGRN2
 from search_space.mixers.kda import KDA
+from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
+from search_space.mixers.loglinear import LogLinear
 from search_space.mixers.lstm import LSTM
 from search_space.mixers.mamba import Mamba
 from search_space.mixers.mamba2 import Mamba2
+from search_space.mixers.mamba3 import Mamba3
 from search_space.mixers.mingru import MinGRU
 from search_space.mixers.mla import MLA
+from search_space.mixers.mlstm import MLSTM
+from search_space.mixers.performer import Performer
+from search_space.mixers.qla import QLA
+from search_space.mixers.retnet import RetNet
 from search_space.mixers.rglru import RGLRU
 from search_space.mixers.rwkv6 import RWKV6
 from search_space.mixers.rwkv7 import RWKV7
@@ -36,15 +46,22 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Window,
         MLA,
         Linear,
+        Performer,
+        RetNet,
+        Lightning,
         GLA,
         HGRN2,
         RWKV6,
+        QLA,
+        LogLinear,
         Mamba,
         Mamba2,
+        Mamba3,
         DeltaNet,
         GatedDelta,
         KDA,
         RWKV7,
+        MLSTM,
         RGLRU,
         MinGRU,
         SRU,
@@ -52,7 +69,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Clockwork,
     )
 }
-CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, NoChannel)}
+CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, GeGLU, ReLU2, MoE, NoChannel)}
 
 
 @cache

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from search_space.channel.moe import Experts
 from trainers.model import ProxyModel
 from trainers.tasks.task import IGNORED, Task
 
@@ -142,8 +143,14 @@ def learning_rate_at(step: int, training: Training) -> float:
 
 
 def make_optimiser(model: nn.Module, training: Training, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW that decays the matrices of linear layers alone: rates, biases, norms, taps and embeddings stay free."""
-    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    """AdamW that decays the matrices of linear layers and experts alone: rates, biases, norms, taps, embeddings stay free."""
+    decayed = {
+        id(weight)
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, Experts))
+        for name, weight in module.named_parameters(recurse=False)
+        if name != "bias"
+    }
     parameters = list(model.parameters())
     return torch.optim.AdamW(
         [

@@ -9,35 +9,34 @@ from typing import ClassVar, Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_space.frame import REFERENCE_WIDTH, Frame, round_to
+from search_space.frame import Frame
+from search_space.parts import hidden_width
 from search_space.setting import choice
 from search_space.spec import Channel, ChannelSpec, Cost
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwiGLU(ChannelSpec):
-    """Gated by SiLU (arXiv:2002.05202); the hidden width is 8/3 of the width unless a ratio is given."""
+    """Gated by SiLU (arXiv:2002.05202); the hidden width is 8/3 of the width unless said otherwise."""
 
     name: ClassVar[str] = "swiglu"
     family: ClassVar[str] = "channel"
     source: ClassVar[str] = "Shazeer 2020, arXiv:2002.05202"
 
+    hidden: int | None = choice(1024, 2048, 4096, 8192, unit="rank")
+    """The hidden width; None: from the ratio."""
     ratio: float = choice(8 / 3, 1.0, 2.0, 3.0, 3.5, 4.0, 5.25)
 
     def sized(self, frame: Frame) -> Self:
         del frame
         return replace(self)
 
-    def hidden(self, frame: Frame) -> int:
-        """The hidden width: the ratio times the width, rounded to 128 for wide frames and to 8 for narrow ones."""
-        return round_to(self.ratio * frame.width, 128 if frame.width >= REFERENCE_WIDTH // 2 else 8)
-
     def cost(self, frame: Frame) -> Cost:
-        weights = 3 * frame.width * self.hidden(frame)
+        weights = 3 * frame.width * hidden_width(frame, self.hidden, self.ratio)
         return Cost(params=weights, flops_prefill=2 * weights, flops_decode=2 * weights)
 
     def build(self, frame: Frame) -> Channel:
-        return SwiGLUChannel(frame.width, self.hidden(frame))
+        return SwiGLUChannel(frame.width, hidden_width(frame, self.hidden, self.ratio))
 
 
 class SwiGLUChannel(Channel):

@@ -27,7 +27,7 @@ class GLA(MixerSpec):
     """Gated linear attention (arXiv:2312.06635): low-rank decay by key channel, head norm, swish gate."""
 
     name: ClassVar[str] = "gla"
-    family: ClassVar[str] = "linear"
+    family: ClassVar[str] = "linear_attention"
     source: ClassVar[str] = "Yang 2023, arXiv:2312.06635"
 
     heads: int | None = choice(4, 8, 16, unit="heads")

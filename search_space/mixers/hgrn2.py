@@ -28,7 +28,7 @@ class HGRN2(MixerSpec):
     """
 
     name: ClassVar[str] = "hgrn2"
-    family: ClassVar[str] = "linear"
+    family: ClassVar[str] = "linear_attention"
     source: ClassVar[str] = "Qin 2024, arXiv:2404.07904"
     needs: ClassVar[frozenset[Need]] = frozenset({"depth"})
 

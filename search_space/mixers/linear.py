@@ -25,7 +25,7 @@ class Linear(MixerSpec):
     """The linear transformer (arXiv:2006.16236): softmax replaced by a positive feature map and a running sum."""
 
     name: ClassVar[str] = "linear"
-    family: ClassVar[str] = "linear"
+    family: ClassVar[str] = "linear_attention"
     source: ClassVar[str] = "Katharopoulos 2020, arXiv:2006.16236"
 
     heads: int | None = choice(8, 16, 32, 64, unit="heads")

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from search_space.frame import Frame
-from search_space.parts import decay_bias, fit_heads, log_rates
+from search_space.parts import decay_bias, fit_groups, fit_heads, log_rates
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
 
-TAPS = 4
-CHUNK = 64
+NEAREST = 1 - 2.0**-20
+"""How near to nought a signed decay may come: its logarithm must stay a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,16 @@ class Mamba2(MixerSpec):
     heads: int | None = choice(16, 32, 64, 80, 128, unit="heads")
     head_dim: int | None = choice(32, 64, 80, 128, unit="head")
     groups: int | None = choice(1, 2, 4, 8, unit="groups")
+    taps: int = choice(4, 0)
+    """Tokens that the short convolution sees; 0 for none."""
+    negative: bool = choice(False, True)
+    """Decays from -1 to 1 in place of 0 to 1, 2 exp(a) − 1 for exp(a): a state that can flip (arXiv:2411.12537)."""
+    chunk: int = choice(64, 128, 256)
+    """Tokens that are computed at once: what a prefill costs, not what the layer is."""
 
     def sized(self, frame: Frame) -> Self:
         heads, head_dim = fit_heads(frame, self.heads, self.head_dim, published=64, inner=2 * frame.width)
-        groups = self.groups or 1
-        if heads % groups:
-            raise ValueError(
-                f"mamba2: groups={groups} does not divide its {heads} heads at width {frame.width}"
-            )
+        groups = fit_groups(self.name, frame, heads, self.groups)
         return replace(
             self, state=self.state or frame.state_size(128), heads=heads, head_dim=head_dim, groups=groups
         )
@@ -50,17 +52,18 @@ class Mamba2(MixerSpec):
         assert spec.state and spec.heads and spec.head_dim and spec.groups
         inner, shared = spec.heads * spec.head_dim, 2 * spec.groups * spec.state
         weights = frame.width * (3 * inner + shared + spec.heads)
-        taps = (inner + shared) * TAPS
+        taps = (inner + shared) * spec.taps
         matrix = inner * spec.state
-        held, tail = frame.batch * matrix * 4, frame.batch * (inner + shared) * (TAPS - 1) * frame.dtype_bytes
+        cache = [("matrix", frame.batch * matrix * 4)]
+        if spec.taps:
+            cache.append(("tail", frame.batch * (inner + shared) * (spec.taps - 1) * frame.dtype_bytes))
+        bias = inner + shared if spec.taps else 0
+        scan = 2 * spec.chunk * (spec.heads * spec.state + inner) + 4 * matrix
         return Cost(
-            params=weights + taps + inner + shared + 3 * spec.heads + inner,
-            flops_prefill=2 * (weights + taps) + 2 * CHUNK * (spec.heads * spec.state + inner) + 4 * matrix,
+            params=weights + taps + bias + 3 * spec.heads + inner,
+            flops_prefill=2 * (weights + taps) + scan,
             flops_decode=2 * (weights + taps) + 5 * matrix,
-            cache=(
-                CacheTensor(name="matrix", stored_bytes=held, read_bytes=held),
-                CacheTensor(name="tail", stored_bytes=tail, read_bytes=tail),
-            ),
+            cache=tuple(CacheTensor(name=name, stored_bytes=held, read_bytes=held) for name, held in cache),
         )
 
     def build(self, frame: Frame) -> Mixer:
@@ -69,10 +72,10 @@ class Mamba2(MixerSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba2State:
-    """Matrix [B, H, N, P], float32, and the last inputs of the convolution, tail [B, 3, inner + 2 G N]."""
+    """Matrix [B, H, N, P], float32, and the last inputs of the convolution, if any, tail [B, 3, inner + 2 G N]."""
 
     matrix: Tensor
-    tail: Tensor
+    tail: Tensor | None
 
 
 class Mamba2Mixer(Mixer):
@@ -81,7 +84,7 @@ class Mamba2Mixer(Mixer):
     def __init__(self, spec: Mamba2, frame: Frame) -> None:
         super().__init__()
         assert spec.state and spec.heads and spec.head_dim and spec.groups
-        self.frame = frame
+        self.frame, self.negative, self.chunk = frame, spec.negative, spec.chunk
         self.state_size, self.heads, self.head_dim, self.groups = (
             spec.state,
             spec.heads,
@@ -90,9 +93,11 @@ class Mamba2Mixer(Mixer):
         )
         self.inner, self.shared = self.heads * self.head_dim, 2 * self.groups * self.state_size
         self.enter = nn.Linear(frame.width, 2 * self.inner + self.shared + self.heads, bias=False)
-        channels = self.inner + self.shared
-        self.taps = nn.Parameter(torch.empty(channels, TAPS).uniform_(-(TAPS**-0.5), TAPS**-0.5))
-        self.taps_bias = nn.Parameter(torch.zeros(channels))
+        self.taps = self.taps_bias = None
+        if spec.taps:
+            shape, reach = (self.inner + self.shared, spec.taps), spec.taps**-0.5
+            self.taps = nn.Parameter(torch.empty(shape).uniform_(-reach, reach))
+            self.taps_bias = nn.Parameter(torch.zeros(self.inner + self.shared))
         self.log_rate = nn.Parameter(log_rates(self.heads))
         self.step_bias = nn.Parameter(decay_bias(self.heads))
         self.skip = nn.Parameter(torch.ones(self.heads))
@@ -100,13 +105,12 @@ class Mamba2Mixer(Mixer):
         self.out = nn.Linear(self.inner, frame.width, bias=False)
 
     def start(self, batch: int, max_len: int) -> Mamba2State:  # noqa: ARG002
-        device = self.enter.weight.device
-        return Mamba2State(
-            matrix=torch.zeros(batch, self.heads, self.state_size, self.head_dim, device=device),
-            tail=torch.zeros(
-                batch, TAPS - 1, self.inner + self.shared, device=device, dtype=DTYPES[self.frame.dtype]
-            ),
-        )
+        device, tail = self.enter.weight.device, None
+        if self.taps is not None:
+            shape = (batch, self.taps.shape[1] - 1, self.inner + self.shared)
+            tail = torch.zeros(shape, device=device, dtype=DTYPES[self.frame.dtype])
+        matrix = torch.zeros(batch, self.heads, self.state_size, self.head_dim, device=device)
+        return Mamba2State(matrix=matrix, tail=tail)
 
     def scan_inputs(self, mixed: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """After the convolution: read and write vectors [..., G, N], inputs, scaled inputs [..., H, P], log-decays."""
@@ -132,19 +136,52 @@ class Mamba2Mixer(Mixer):
 
     def forward(self, x: Tensor, state: Mamba2State | None = None) -> tuple[Tensor, Any]:
         gate, mixed, step = self.enter(x).split([self.inner, self.inner + self.shared, self.heads], dim=-1)
-        mixed, tail = short_convolution(
-            mixed, self.taps, self.taps_bias, state.tail.to(mixed.dtype) if state else None, activation="silu"
-        )
+        tail = None
+        if self.taps is None:
+            mixed = F.silu(mixed)
+        else:
+            before = state.tail.to(mixed.dtype) if state and state.tail is not None else None
+            mixed, tail = short_convolution(mixed, self.taps, self.taps_bias, before, activation="silu")
         read, write, inputs, scaled, log_decay = self.scan_inputs(mixed, step)
-        y, matrix = scalar_decay(read, write, scaled, log_decay, state.matrix if state else None, chunk=CHUNK)
-        kept = replace(state, matrix=matrix, tail=tail.to(state.tail.dtype)) if state else None
-        return self.finish(y, inputs, gate), kept
+        flips = None
+        if self.negative:
+            # S_t = P_t S'_t with P the product of the signs so far: S' fades by magnitudes, and is written with P.
+            log_decay, sign = signed(log_decay)
+            flips = sign.cumprod(dim=1)
+            scaled = scaled * flips[..., None].to(scaled.dtype)
+        matrix = state.matrix if state else None
+        y, matrix = scalar_decay(read, write, scaled, log_decay, matrix, chunk=self.chunk)
+        if flips is not None:
+            y, matrix = y * flips[..., None].to(y.dtype), matrix * flips[:, -1, :, None, None]
+        return self.finish(y, inputs, gate), Mamba2State(
+            matrix=matrix, tail=kept(tail, state)
+        ) if state else None
 
     def step(self, x: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         gate, mixed, step = self.enter(x).split([self.inner, self.inner + self.shared, self.heads], dim=-1)
-        mixed, tail = short_convolution_step(
-            mixed, self.taps, self.taps_bias, state.tail.to(mixed.dtype), activation="silu"
-        )
+        tail = None
+        if self.taps is None or state.tail is None:
+            mixed = F.silu(mixed)
+        else:
+            before = state.tail.to(mixed.dtype)
+            mixed, tail = short_convolution_step(mixed, self.taps, self.taps_bias, before, activation="silu")
         read, write, inputs, scaled, log_decay = self.scan_inputs(mixed, step)
-        y, matrix = scalar_decay_step(read, write, scaled, log_decay, state.matrix)
-        return self.finish(y, inputs, gate), replace(state, matrix=matrix, tail=tail.to(state.tail.dtype))
+        matrix = state.matrix
+        if self.negative:
+            log_decay, sign = signed(log_decay)
+            matrix = matrix * sign[..., None, None]
+        y, matrix = scalar_decay_step(read, write, scaled, log_decay, matrix)
+        return self.finish(y, inputs, gate), Mamba2State(matrix=matrix, tail=kept(tail, state))
+
+
+def kept(tail: Tensor | None, state: Mamba2State) -> Tensor | None:
+    """The new tail in the type of the old one."""
+    return None if tail is None or state.tail is None else tail.to(state.tail.dtype)
+
+
+def signed(log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithm of the magnitude of 2 exp(log_decay) − 1, and its sign."""
+    beyond = torch.expm1(log_decay)
+    positive = beyond >= -0.5
+    magnitude = torch.log1p(torch.where(positive, 2 * beyond, -2 - 2 * beyond).clamp(min=-NEAREST))
+    return magnitude, torch.where(positive, 1.0, -1.0)

@@ -31,7 +31,7 @@ class RWKV6(MixerSpec):
     """
 
     name: ClassVar[str] = "rwkv6"
-    family: ClassVar[str] = "linear"
+    family: ClassVar[str] = "linear_attention"
     source: ClassVar[str] = "Peng 2024, arXiv:2404.05892"
     needs: ClassVar[frozenset[Need]] = frozenset({"depth"})
 

@@ -12,7 +12,7 @@ from storage.store import Store
 FAMILIES = {
     "full": "attention",
     "window": "sparse",
-    "linear": "linear",
+    "linear": "linear_attention",
     "mamba2": "state_space",
     "kda": "delta",
     "mla": "latent",

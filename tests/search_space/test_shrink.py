@@ -46,7 +46,8 @@ def one_setting_each(name: str, frame: Frame) -> Iterator[Spec]:
             try:
                 spec.sized(frame)
             except ValueError:
-                assert setting.unit == "groups"
+                # Groups divide the heads, and what weighs shared experts asks for some.
+                assert setting.unit == "groups" or setting.name == "shared_gate"
                 continue
             yield spec
 
@@ -113,6 +114,10 @@ def test_shrinking_stays_valid_for_every_option(name: str) -> None:
             assert small.cost(proxy).params >= 0
             for setting in settings_of(type(spec)):
                 value = getattr(small, setting.name)
+                if value is None:
+                    # A ratio stands in for the size, in either frame.
+                    assert getattr(spec, setting.name) is None and "ratio" in vars(spec)
+                    continue
                 assert setting.read(value) == value
                 if setting.unit is None:
                     assert value == getattr(spec.sized(target), setting.name)

@@ -1,0 +1,85 @@
+"""Linear recurrence by the trapezoidal rule, with several rows a token: the public functions.
+
+Letters: B batch, T time, R ranks (rows that a token writes and reads), H heads, K key, V value.
+After Mamba-3, arXiv:2603.15569.
+"""
+
+from torch import Tensor
+
+from kernels.backend import Backend, is_poisoned, require_axes, require_chunk, require_shape, resolve
+from kernels.trapezoid import chunked, reference
+
+
+def trapezoid(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    late: Tensor,
+    fresh: Tensor,
+    state: Tensor | None = None,
+    previous: tuple[Tensor, Tensor] | None = None,
+    *,
+    chunk: int = 64,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """S ← exp(log_decay_t) (S + late_t k_{t−1} v_{t−1}ᵀ) + fresh_t k_t v_tᵀ, o_t = Sᵀ q_t; no scale inside.
+
+    q, k [B, T, R, H, K] and v [B, T, R, H, V]: the R rows of a token are written together, and each reads all of
+    them. log_decay [B, T, H] ≤ 0; late and fresh [B, T, H] weigh the writes; state [B, H, K, V], None for zeros;
+    previous, the keys [B, R, H, K] and values [B, R, H, V] of the token before, None for none. `chunk` counts
+    tokens. Returns o [B, T, R, H, V] in v's dtype and the last state in float32, or in float64 where an input is.
+    """
+    name = "trapezoid"
+    implementation = resolve(backend, name)
+    require_chunk(name, chunk)
+    require_axes(name, "k", k, "[B, T, R, H, K]")
+    require_axes(name, "v", v, "[B, T, R, H, V]")
+    batch, time, ranks, heads, key = k.shape
+    value = v.shape[-1]
+    require_shape(name, "q", q, (batch, time, ranks, heads, key), "[B, T, R, H, K]")
+    require_shape(name, "v", v, (batch, time, ranks, heads, value), "[B, T, R, H, V]")
+    for title, number in (("log_decay", log_decay), ("late", late), ("fresh", fresh)):
+        require_shape(name, title, number, (batch, time, heads), "[B, T, H]")
+    if state is not None:
+        require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
+    if previous is not None:
+        require_shape(name, "previous[0]", previous[0], (batch, ranks, heads, key), "[B, R, H, K]")
+        require_shape(name, "previous[1]", previous[1], (batch, ranks, heads, value), "[B, R, H, V]")
+    if implementation == "chunked":
+        output, last = chunked.trapezoid(q, k, v, log_decay, late, fresh, state, previous, chunk)
+        if not is_poisoned(output):
+            return output, last
+    return reference.trapezoid(q, k, v, log_decay, late, fresh, state, previous)
+
+
+def trapezoid_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    late: Tensor,
+    fresh: Tensor,
+    state: Tensor,
+    previous: tuple[Tensor, Tensor],
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One token: q, k [B, R, H, K], v [B, R, H, V], log_decay, late, fresh [B, H] → o [B, R, H, V], state.
+
+    There is one PyTorch form of a single token, so `reference` and `chunked` are the same here.
+    """
+    name = "trapezoid_step"
+    resolve(backend, name)
+    require_axes(name, "k", k, "[B, R, H, K]")
+    require_axes(name, "v", v, "[B, R, H, V]")
+    batch, ranks, heads, key = k.shape
+    value = v.shape[-1]
+    require_shape(name, "q", q, (batch, ranks, heads, key), "[B, R, H, K]")
+    require_shape(name, "v", v, (batch, ranks, heads, value), "[B, R, H, V]")
+    for title, number in (("log_decay", log_decay), ("late", late), ("fresh", fresh)):
+        require_shape(name, title, number, (batch, heads), "[B, H]")
+    require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
+    require_shape(name, "previous[0]", previous[0], (batch, ranks, heads, key), "[B, R, H, K]")
+    require_shape(name, "previous[1]", previous[1], (batch, ranks, heads, value), "[B, R, H, V]")
+    return reference.step(q, k, v, log_decay, late, fresh, state, previous)
