@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+JOBS ?= auto
 SOURCES := nas search_space kernels trainers storage dashboards
 
 .PHONY: install search test lint bench format clean
@@ -29,8 +30,9 @@ lint: $(VENV)/.development
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One worker a core: the promises are asked of every mixer, and most of them are many small operations.
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 bench: $(VENV)/.development
 	$(BIN)/python -m benchmarks.run

@@ -31,13 +31,17 @@ SIZES = {
 }
 NOTHING = Branch("none")
 LONGEST = 75
+MOST_DRAWS = 200
+"""A word with few settings has fewer draws than are asked for."""
 
 
 def draws(name: str, count: int = 4) -> list[Layer]:
     """The word with its defaults, and some random settings of small size that fit together."""
     rng = random.Random(name)
     found = [Layer((Branch(name),), NOTHING)]
-    while len(found) < count + 1:
+    for _ in range(MOST_DRAWS):
+        if len(found) > count:
+            break
         chosen: dict[str, Value] = {}
         for setting in settings_of(VOCABULARY[name]):
             if rng.random() < 0.75:
