@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from kernels.backend import working_dtype
 
 Gradients = tuple[Tensor | None, ...]
+LEAST = -1e4
 
 
 def _carry(written: Tensor, fade: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +105,8 @@ class _Chunks(torch.autograd.Function):
         now = numbers(fresh)
         weight = now.clone()
         weight.view(lanes, -1)[:, :-1] += numbers(late).view(lanes, -1)[:, 1:]
-        total = numbers(gate).double().cumsum(-1)
+        # Below the bound a decay is nought in every type, and the sum would lose the digits of what comes after.
+        total = numbers(gate).double().clamp(min=LEAST).cumsum(-1)
         since_start = total.exp().to(dtype)
         until_end = (total[..., -1:] - total).exp_().to(dtype)
         flat = total.view(-1, size)
@@ -172,8 +174,8 @@ class _Chunks(torch.autograd.Function):
         d_exponent = d_mix.mul_(mix)
         # A pair j < i has the log-decays behind j, up to i. Pairs on one side of a hard gate are left out, not taken
         # off again: its own small gradient would drown in what is left of them.
-        later = torch.ones(size, size, dtype=vs.dtype, device=vs.device).triu()
-        d_gate = torch.matmul(later, d_exponent).tril_(-1).sum(-1) + d_since.flip(-1).cumsum(-1).flip(-1)
+        d_gate = d_since.flip(-1).cumsum(-1).flip(-1)
+        d_gate[:, 1:] += d_exponent.cumsum(-1).tril_(-1).sum(-2)[:, :-1]
         d_gate = d_gate.view(lanes, count, size)
         d_gate[..., 1:] += (d_kept * kept.view(-1, size)).view(lanes, count, size)[..., :-1].cumsum(-1)
         d_gate += d_fade.unsqueeze(-1)

@@ -191,6 +191,12 @@ def test_gates_beyond_every_exponent_stay_finite():
         assert x.isfinite().all()
 
 
+def test_a_gate_that_forgets_all_leaves_the_later_ones_exact(agree):
+    inputs = draw(40, "mild")
+    inputs["log_decay"][:, ::7] = -1e30
+    agree(call, inputs)
+
+
 def test_the_small_gradient_of_a_hard_gate_is_not_drowned(near):
     """One gate of -20 among mild ones: what crosses it is e^-20 of the rest, and so is its gradient."""
     inputs = draw(64, batch=1, heads=1, dtype=torch.float32)
