@@ -16,6 +16,7 @@ from search_space.mixers.full import Full
 from search_space.mixers.gated_delta import GatedDelta
 from search_space.mixers.gla import GLA
 from search_space.mixers.hgrn2 import HGRN2
+from search_space.mixers.hyena import Hyena
 from search_space.mixers.kda import KDA
 from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
@@ -33,6 +34,9 @@ from search_space.mixers.retnet import RetNet
 from search_space.mixers.rglru import RGLRU
 from search_space.mixers.rwkv6 import RWKV6
 from search_space.mixers.rwkv7 import RWKV7
+from search_space.mixers.s4 import S4
+from search_space.mixers.s4d import S4D
+from search_space.mixers.shortconv import ShortConv
 from search_space.mixers.sru import SRU
 from search_space.mixers.window import Window
 from search_space.notation import Word, Words, nearest, parse
@@ -54,6 +58,8 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         RWKV6,
         QLA,
         LogLinear,
+        S4,
+        S4D,
         Mamba,
         Mamba2,
         Mamba3,
@@ -67,6 +73,8 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         SRU,
         LSTM,
         Clockwork,
+        Hyena,
+        ShortConv,
     )
 }
 CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, GeGLU, ReLU2, MoE, NoChannel)}

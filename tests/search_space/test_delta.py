@@ -377,6 +377,8 @@ def test_bounded_kda_is_glm5_nexts(far: Far) -> None:
     config = config_class(hidden_size=64, linear_num_heads=3, linear_head_dim=16, num_hidden_layers=2)
     assert config.linear_lower_bound == -5.0
     theirs = randomise(theirs_class(config, 0))
+    theirs.forget_gate.A_log.add_(2)
+    theirs.forget_gate.dt_bias.sub_(4)
     ours = KDA(heads=3, head_dim=16, bound=5).build(FRAME)
     assert isinstance(ours, KDAMixer) and ours.taps is not None
     assert ours.gate_down is not None and ours.gate_up is not None

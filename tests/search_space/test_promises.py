@@ -58,7 +58,10 @@ def draws(name: str, count: int = 4) -> list[Layer]:
 
 
 LAYERS = [layer for name in VOCABULARY for layer in draws(name)]
-LAYERS.append(read("window[size=8]|mamba2/none").layers[0])
+# Halves of a mixer that a draw may miss, and two mixers side by side.
+LAYERS += read(
+    "hyena[filter=modal,groups=4,order=3]/none s4d[init=real]/none window[size=8]|mamba2/none"
+).layers
 
 
 @pytest.fixture(params=LAYERS, ids=lambda layer: str(layer).removesuffix("/none"))
