@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kernels.backend import working_dtype
+from kernels.decay import chunk_decays
 from kernels.log_linear import reference
 
 
@@ -45,16 +46,6 @@ def _levels_within(size: int, device: torch.device) -> Tensor:
     place = torch.arange(size, device=device)
     bits = torch.arange(size.bit_length(), device=device)
     return ((place[:, None] ^ place)[..., None] >> bits > 0).sum(-1).tril()
-
-
-def _decay(gate: Tensor) -> Tensor:
-    """exp(D_i − D_j) for j ≤ i, one elsewhere: log-decays [..., C] → [..., C, C].
-
-    Sums of the tokens between, not differences of D: after a run of hard gates a mild one would drown in it.
-    """
-    size = gate.shape[-1]
-    between = torch.ones(size, size, dtype=torch.bool, device=gate.device).tril(-1)
-    return torch.where(between, gate.unsqueeze(-1), 0.0).cumsum(-2).exp()
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:
@@ -91,11 +82,9 @@ def _chunks(
 
     queries, keys = fold(q), fold(k)
     gate = fold(log_decay.unsqueeze(-1)).squeeze(-1)
-    decay = _decay(gate)
-    past = torch.ones(size, size, dtype=torch.bool, device=v.device).tril()
-    scores = by_head((queries @ keys.mT).masked_fill(~past, 0.0)) * decay
-    since_start = (decay[..., 0] * gate[..., :1].exp()).unsqueeze(-1)
-    until_end = decay[..., -1, :].unsqueeze(-1)
+    decay, since_start, until_end = chunk_decays(gate)
+    scores = by_head((queries @ keys.mT).tril()) * decay
+    since_start, until_end = since_start.unsqueeze(-1), until_end.unsqueeze(-1)
     passed = since_start[..., -1:, :]
     queries, keys = by_head(queries), by_head(keys)
     seen, left = queries * since_start, keys * until_end

@@ -12,7 +12,8 @@ row i − 1 of q: then both fade from j to the same token, pairs j = i have no d
 
 exp(G[i]) · exp(−G[j]) overflows, so the chunk is halved again and again: j lies in the earlier block of a pair, i in
 the later one, and the decay from j to the end of its block and from there to i are both sums of log-decays, never
-positive. Each pair j < i falls into exactly one split.
+positive. Each pair j < i falls into exactly one split. Where the caller promises a bound on the decays, blocks that it
+keeps from overflowing are not split: there the two factors do.
 """
 
 from collections.abc import Iterator
@@ -25,12 +26,15 @@ from torch.nn.functional import pad
 
 from kernels.backend import working_dtype
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, None]
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, None, None]
+
+SAFE = 20.0
+"""Exponents up to here are factored: they are far from overflow, and their own rounding is 2e-6."""
 
 
-def _halves(size: int) -> Iterator[int]:
+def _halves(block: int, size: int) -> Iterator[int]:
     """Lengths of the blocks that are joined two by two, the smallest first."""
-    half = 1
+    half = block
     while half < size:
         yield half
         half *= 2
@@ -53,7 +57,7 @@ def _inverse(upper: Tensor) -> Tensor:
     """(1 − A)⁻¹ of strictly lower triangles [M, C, C]: diagonal blocks X₁₁, X₂₂ joined by X₂₂ A₂₁ X₁₁."""
     size = upper.shape[-1]
     inverse = torch.eye(size, dtype=upper.dtype, device=upper.device).repeat(len(upper), 1, 1)
-    for half in _halves(size):
+    for half in _halves(1, size):
         corner = _corners(upper[:, None, :, None], half)[:, :, 0, :, 0]
         if half > 1:
             cut = inverse.unflatten(1, (-1, half)).unflatten(-1, (-1, half))
@@ -85,6 +89,19 @@ def _factor(x: Tensor, fade: Tensor, half: int, later: int) -> Tensor:
     faded = torch.empty(block.shape, dtype=x.dtype, device=x.device)
     torch.mul(block, _tiles(fade, half)[:, :, None, later], out=faded)
     return faded.flatten(2, 3).flatten(0, 1)
+
+
+def _blocks(x: Tensor, block: int) -> Tensor:
+    """Both kinds [M, 2, C, K] as [M·C/block, 2 block, K], a copy."""
+    blocks: Tensor = x.unflatten(2, (-1, block)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    return blocks
+
+
+def _diagonal(x: Tensor, block: int) -> Tensor:
+    """[M, P, C, P, C] → [M, C/block, P, block, P, block]: rows and columns of the same block, a view."""
+    cut = x.unflatten(2, (-1, block)).unflatten(-1, (-1, block))
+    pairs: Tensor = cut.diagonal(dim1=2, dim2=5).movedim(-1, 1)
+    return pairs
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -140,6 +157,7 @@ class _Chunks(torch.autograd.Function):
         b: Tensor,
         state: Tensor | None,
         size: int,
+        block: int,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         batch, time, heads, key = k.shape
@@ -152,8 +170,17 @@ class _Chunks(torch.autograd.Function):
         lines = torch.stack([sizes.fold(q, dtype), ahead], dim=1)
         columns = torch.stack([sizes.fold(k, dtype), sizes.fold(b, dtype)], dim=1)
         behind, scores = torch.zeros_like(inside), vs.new_zeros(len(vs), 2, size + 1, 2, size)
-        shifted, fades = scores[:, :, 1:], []
-        for half in _halves(size):
+        shifted, fades, near = scores[:, :, 1:], [], None
+        if block > 1:
+            sums = inside.view(-1, block, key)
+            torch.cumsum(sums, 1, out=sums)
+            torch.sub(sums[:, -1:], sums, out=behind.view(-1, block, key))
+            near = inside.exp().unsqueeze(1)
+            pairs = torch.bmm(_blocks(lines * near, block), _blocks(columns / near, block).mT)
+            pairs = pairs.view(len(vs), -1, 2, block, 2, block)
+            future = torch.ones(block, block, dtype=torch.bool, device=v.device).triu()
+            _diagonal(shifted, block).copy_(pairs.masked_fill_(future[:, None], 0.0))
+        for half in _halves(block, size):
             fades.append(_join(inside, behind, half))
             left, right = (_factor(x, fades[-1], half, later) for later, x in ((1, lines), (0, columns)))
             corners = _corners(shifted, half)
@@ -180,15 +207,18 @@ class _Chunks(torch.autograd.Function):
         output = torch.bmm(lines[:, 0] * since[:, 1:], before.flatten(0, 1))
         output.baddbmm_(scores[:, 0, 1:].flatten(2), values.flatten(1, 2))
 
-        ctx.save_for_backward(lines, columns, reads, since, behind, scores, inverse, values, before, *fades)
-        ctx.sizes = sizes
+        ctx.save_for_backward(
+            lines, columns, reads, since, behind, scores, inverse, values, before, near, *fades
+        )
+        ctx.sizes, ctx.block = sizes, block
         ctx.dtypes = [None if x is None else x.dtype for x in (q, k, v, gate, a, b, state)]
         return sizes.unfold(output, v.dtype).contiguous(), last.view(batch, heads, key, value)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
-        lines, columns, reads, since, until, scores, inverse, values, before, *fades = ctx.saved_tensors
+        lines, columns, reads, since, until, scores, inverse, values, before, near, *fades = ctx.saved_tensors
         sizes: _Sizes = ctx.sizes
+        block: int = ctx.block
         dtype, size, (d_output, d_last) = values.dtype, sizes.size, grads
         vs, states = values[:, 0], before.flatten(0, 1)
         d_out = torch.zeros_like(vs) if d_output is None else sizes.fold(d_output, dtype)
@@ -215,7 +245,18 @@ class _Chunks(torch.autograd.Function):
         d_scores = torch.bmm(d_rows, values.flatten(1, 2).mT).view(-1, 2, size, 2, size)
         d_lines = torch.bmm(d_rows, states.mT).view(lines.shape) * since[:, None, 1:]
         d_columns = torch.zeros_like(columns)
-        for half, fade in zip(_halves(size), fades, strict=True):
+        if near is not None:
+            future = torch.ones(block, block, dtype=torch.bool, device=vs.device).triu()
+            d_pairs = (
+                _diagonal(d_scores, block).masked_fill(future[:, None], 0.0).view(-1, 2 * block, 2 * block)
+            )
+            for d_x, d_pair, x, into in (
+                (d_lines, d_pairs, columns / near, near),
+                (d_columns, d_pairs.mT, lines * near, 1 / near),
+            ):
+                d_faded = torch.bmm(d_pair, _blocks(x, block)).view(len(vs), -1, 2, block, x.shape[-1])
+                d_x += d_faded.transpose(1, 2).flatten(2, 3) * into
+        for half, fade in zip(_halves(block, size), fades, strict=True):
             left, right = (_factor(x, fade, half, later) for later, x in ((1, lines), (0, columns)))
             corners = _corners(d_scores, half).reshape(len(left), 2 * half, 2 * half)
             for d_x, d_faded, later in (
@@ -248,7 +289,7 @@ class _Chunks(torch.autograd.Function):
         d_first = None
         if ctx.dtypes[6] is not None:
             d_first = d_state.view(sizes.batch, sizes.heads, *d_state.shape[1:]).to(ctx.dtypes[6])
-        return d_q, d_k, d_v, d_g, d_a, d_b, d_first, None
+        return d_q, d_k, d_v, d_g, d_a, d_b, d_first, None, None
 
 
 def low_rank_delta(
@@ -260,13 +301,17 @@ def low_rank_delta(
     b: Tensor,
     state: Tensor | None,
     chunk: int,
+    bound: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Chunks of at most `chunk` tokens; shapes as in `ops.low_rank_delta`.
 
     None is longer than the text, nor much longer than the widths: its scores would cost more than the states spare.
     """
-    longest = min(k.shape[1], max(32, k.shape[-1], v.shape[-1]))
+    longest = min(k.shape[1], max(16, k.shape[-1], v.shape[-1]))
     size = min(1 << (longest - 1).bit_length(), 1 << (chunk.bit_length() - 1))
+    block = 1
+    while bound is not None and block < size and 2 * block * bound <= SAFE:
+        block *= 2
     with torch.autocast(q.device.type, enabled=False):
-        result: tuple[Tensor, Tensor] = _Chunks.apply(q, k, v, log_decay, a, b, state, size)  # type: ignore[no-untyped-call]
+        result: tuple[Tensor, Tensor] = _Chunks.apply(q, k, v, log_decay, a, b, state, size, block)  # type: ignore[no-untyped-call]
     return result

@@ -19,13 +19,14 @@ def low_rank_delta(
     state: Tensor | None = None,
     *,
     chunk: int = 64,
+    bound: float | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """S ← Diag(exp log_decay) S + b (aᵀ S) + k vᵀ, o = Sᵀq for each token; `a` reads the state before it fades.
 
     q, k, log_decay, a, b [B, T, H, K] with log_decay ≤ 0; v [B, T, H, V]; state [B, H, K, V], None for zeros; no
-    scale inside. Returns o [B, T, H, V] in v's dtype and the last state in float32, or in float64 where an input
-    is float64.
+    scale inside. `bound` is the caller's promise that log_decay ≥ −bound; it spares work and changes nothing else.
+    Returns o [B, T, H, V] in v's dtype and the last state in float32, or in float64 where an input is float64.
     """
     name = "low_rank_delta"
     implementation = resolve(backend, name)
@@ -39,8 +40,12 @@ def low_rank_delta(
         require_shape(name, letter, tensor, (batch, time, heads, key), "[B, T, H, K]")
     if state is not None:
         require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
+    if bound is not None and not bound >= 0:
+        raise ValueError(
+            f"{name}: bound={bound} is negative: give the hardest decay without its sign, or None"
+        )
     if implementation == "chunked":
-        output, last = chunked.low_rank_delta(q, k, v, log_decay, a, b, state, chunk)
+        output, last = chunked.low_rank_delta(q, k, v, log_decay, a, b, state, chunk, bound)
         if not is_poisoned(output):
             return output, last
     return reference.low_rank_delta(q, k, v, log_decay, a, b, state)

@@ -13,18 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kernels.backend import working_dtype
-
-
-def _decay(gate: Tensor) -> Tensor:
-    """exp(D_i − D_j) for j ≤ i, one elsewhere: log-decays [..., C, 1] → [..., C, C].
-
-    The sums over the tokens between j and i are taken one by one, not as differences of D: after a run of hard
-    gates D is so large that a mild gate drowns in it, and in the gradient the two halves of a pair j = i, which
-    has no decay, would not cancel to the last bit.
-    """
-    size = gate.shape[-2]
-    between = torch.ones(size, size, dtype=torch.bool, device=gate.device).tril(-1)
-    return torch.where(between, gate, 0.0).cumsum(-2).exp()
+from kernels.decay import chunk_decays
 
 
 def _carry(written: Tensor, fade: Tensor | None, state: Tensor | None) -> tuple[Tensor | None, Tensor]:
@@ -69,15 +58,13 @@ def _scalar_decay(
 
     qs, ks = (fold(x).reshape(-1, size, key) for x in (q, k))
     vs = fold(v).reshape(-1, shared, size, value)
-    past = torch.ones(size, size, dtype=torch.bool, device=v.device).tril()
-    weights = torch.bmm(qs, ks.mT).masked_fill(~past, 0.0).unsqueeze(1)
+    weights = torch.bmm(qs, ks.mT).tril().unsqueeze(1)
     since_start, until_end, fade = None, None, None
     if log_decay is not None:
-        gate = fold(log_decay.unsqueeze(-1)).reshape(-1, shared, size, 1)
-        decay = _decay(gate)
-        weights = weights * decay
-        since_start = decay[..., :1] * gate[:, :, :1].exp()
-        until_end = decay[:, :, -1].unsqueeze(-1)
+        gate = fold(log_decay.unsqueeze(-1)).reshape(-1, shared, size)
+        within, since_start, until_end = chunk_decays(gate)
+        weights = weights * within
+        since_start, until_end = since_start.unsqueeze(-1), until_end.unsqueeze(-1)
         fade = since_start[:, :, -1:].view(count, batch, groups, shared, 1, 1)
     if log_decay is None and shared > 1:
         output = torch.bmm(weights[:, 0], vs.transpose(1, 2).flatten(2)).unflatten(2, (shared, value))

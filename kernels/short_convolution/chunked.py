@@ -3,10 +3,48 @@
 Letters: B batch, T time, C channels, W taps.  As in Mamba, arXiv:2312.00752.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from kernels.backend import working_dtype
+
+
+class _Taps(torch.autograd.Function):
+    """seen [B, W-1+T, C], weight [C, W], bias [C] → [B, T, C]; by hand, as slices would each bring a gradient of noughts."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, seen: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+    ) -> Tensor:
+        kernel = weight.mT
+        time = seen.shape[1] - len(kernel) + 1
+        y = seen[:, :time] * kernel[0]
+        for tap in range(1, len(kernel)):
+            y.addcmul_(seen[:, tap : tap + time], kernel[tap])
+        if bias is not None:
+            y += bias
+        ctx.activated = activation == "silu"
+        ctx.save_for_backward(seen, weight, y if ctx.activated else None)
+        return torch.nn.functional.silu(y) if ctx.activated else y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        seen, weight, y = ctx.saved_tensors
+        d_y = torch.ops.aten.silu_backward(grads[0], y) if ctx.activated else grads[0]
+        kernel, time = weight.mT, d_y.shape[1]
+        d_seen = d_weight = d_bias = None
+        if ctx.needs_input_grad[0]:
+            d_seen = torch.zeros_like(seen)
+            for tap in range(len(kernel)):
+                d_seen[:, tap : tap + time].addcmul_(d_y, kernel[tap])
+        if ctx.needs_input_grad[1]:
+            taps = [(seen[:, tap : tap + time] * d_y).sum((0, 1)) for tap in range(len(kernel))]
+            d_weight = torch.stack(taps, dim=1)
+        if ctx.needs_input_grad[2]:
+            d_bias = d_y.sum((0, 1))
+        return d_seen, d_weight, d_bias, None
 
 
 def short_convolution(
@@ -19,13 +57,8 @@ def short_convolution(
     with torch.autocast(x.device.type, enabled=False):
         before = x.new_zeros(batch, taps - 1, channels) if tail is None else tail.to(x.dtype)
         seen = torch.cat([before, x], dim=1)
-        wide, kernel = seen.to(dtype), weight.to(dtype).mT
-        y = wide[:, :time] * kernel[0]
-        if bias is not None:
-            y = y + bias.to(dtype)
-        for tap in range(1, taps):
-            y = torch.addcmul(y, wide[:, tap : tap + time], kernel[tap])
-        if activation == "silu":
-            y = torch.nn.functional.silu(y)
+        y = _Taps.apply(  # type: ignore[no-untyped-call]
+            seen.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), activation
+        )
         # A copy: a view would keep the whole sequence alive for as long as the state is carried.
         return y.to(x.dtype), seen[:, time:].clone()

@@ -3,6 +3,7 @@
 Letters: B batch, T time, D width, H heads, P head width, N state size, G groups that share write and read vectors.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -37,19 +38,22 @@ class Mamba2(MixerSpec):
     """Tokens that the short convolution sees; 0 for none."""
     negative: bool = choice(False, True)
     """Decays from -1 to 1 in place of 0 to 1, 2 exp(a) − 1 for exp(a): a state that can flip (arXiv:2411.12537)."""
-    chunk: int = choice(64, 128, 256)
+    chunk: int | None = choice(64, 16, 32, 128, 256, unit="tokens")
     """Tokens that are computed at once: what a prefill costs, not what the layer is."""
 
     def sized(self, frame: Frame) -> Self:
         heads, head_dim = fit_heads(frame, self.heads, self.head_dim, published=64, inner=2 * frame.width)
         groups = fit_groups(self.name, frame, heads, self.groups)
+        state = self.state or frame.state_size(128)
+        # Work within chunks grows with their length, work between them falls: the root of what a head keeps is between.
+        chunk = min(64, max(16, 1 << (math.isqrt(state * head_dim).bit_length() - 1)))
         return replace(
-            self, state=self.state or frame.state_size(128), heads=heads, head_dim=head_dim, groups=groups
+            self, state=state, heads=heads, head_dim=head_dim, groups=groups, chunk=self.chunk or chunk
         )
 
     def cost(self, frame: Frame) -> Cost:
         spec = self.sized(frame)
-        assert spec.state and spec.heads and spec.head_dim and spec.groups
+        assert spec.state and spec.heads and spec.head_dim and spec.groups and spec.chunk
         inner, shared = spec.heads * spec.head_dim, 2 * spec.groups * spec.state
         weights = frame.width * (3 * inner + shared + spec.heads)
         taps = (inner + shared) * spec.taps
@@ -83,7 +87,7 @@ class Mamba2Mixer(Mixer):
 
     def __init__(self, spec: Mamba2, frame: Frame) -> None:
         super().__init__()
-        assert spec.state and spec.heads and spec.head_dim and spec.groups
+        assert spec.state and spec.heads and spec.head_dim and spec.groups and spec.chunk
         self.frame, self.negative, self.chunk = frame, spec.negative, spec.chunk
         self.state_size, self.heads, self.head_dim, self.groups = (
             spec.state,

@@ -187,7 +187,7 @@ class RWKV7Mixer(Mixer):
     def forward_with(self, x: Tensor, state: RWKV7State | None, stream: Stream) -> tuple[Tensor, Any, Stream]:
         tail = torch.zeros_like(x[:, 0]) if state is None else state.tail.to(x.dtype)
         inputs, gate, stream = self.scan_inputs(x, torch.cat([tail.unsqueeze(1), x[:, :-1]], dim=1), stream)
-        seen, matrix = low_rank_delta(*inputs, state.matrix if state else None, chunk=CHUNK)
+        seen, matrix = low_rank_delta(*inputs, state.matrix if state else None, chunk=CHUNK, bound=-HARDEST)
         return self.finish(seen, inputs, gate), self.kept(matrix, x[:, -1]) if state else None, stream
 
     def step_with(self, x: Tensor, state: RWKV7State, stream: Stream) -> tuple[Tensor, RWKV7State, Stream]:

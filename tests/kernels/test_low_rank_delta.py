@@ -42,8 +42,8 @@ def draw(time, gate="as in the paper", batch=2, heads=2, key=12, value=20, dtype
     return {name: x.to(dtype) for name, x in zip(NAMES, inputs, strict=True)}
 
 
-def call(backend, *inputs, chunk=64):
-    return low_rank_delta(*inputs, chunk=chunk, backend=backend)
+def call(backend, *inputs, chunk=64, bound=None):
+    return low_rank_delta(*inputs, chunk=chunk, bound=bound, backend=backend)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -51,6 +51,16 @@ def call(backend, *inputs, chunk=64):
 def test_chunks_equal_steps(agree, time, gate):
     # Wide values, so that chunks of 64 tokens come up.
     agree(call, draw(time, gate, value=50 if time > 60 else 20))
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.1, 0.607, 1.3, 5.0, 100.0])
+@pytest.mark.parametrize("time", LENGTHS)
+def test_a_promised_bound_changes_nothing(agree, time, bound):
+    """From blocks as long as the chunk down to single tokens; the hardest decay that is promised comes up too."""
+    inputs = draw(time, value=50 if time > 60 else 20)
+    hardest = torch.rand_like(inputs["log_decay"]) < 0.5
+    inputs["log_decay"] = torch.where(hardest, -1.0, -torch.rand_like(inputs["log_decay"])) * min(bound, 50)
+    agree(lambda backend, *x: call(backend, *x, bound=bound), inputs)
 
 
 @pytest.mark.parametrize("ask", [[0], [1]], ids=["output", "state"])
@@ -159,19 +169,22 @@ def test_steps_equal_forward(near):
 
 @pytest.mark.usefixtures("rescue")
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("bound", [None, 0.7])
 @pytest.mark.parametrize("t", [0, 16, 31, 63, 64, 74])
-def test_the_future_does_not_reach_the_past(backend, t):
+def test_the_future_does_not_reach_the_past(backend, t, bound):
     inputs = draw(76)
     state = inputs.pop("state")
-    before, _ = low_rank_delta(*inputs.values(), state, backend=backend)
+    before, _ = low_rank_delta(*inputs.values(), state, bound=bound, backend=backend)
     for future in (0.2, 1e3, torch.nan):
         changed = [x.clone() for x in inputs.values()]
         # Corrections that are much larger would overflow within a few tokens.
         for x in changed[: 4 if future == 1e3 else 6]:
             x[:, t + 1 :] = -future
-        after, _ = low_rank_delta(*changed, state, backend=backend)
-        bound = 1e-5 if math.isnan(future) else 0.0
-        torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], rtol=0, atol=bound)
+        if bound and not math.isnan(future):
+            changed[3].clamp_(min=-bound)
+        after, _ = low_rank_delta(*changed, state, bound=bound, backend=backend)
+        error = 1e-5 if math.isnan(future) else 0.0
+        torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], rtol=0, atol=error)
         assert not torch.equal(after[:, t + 1 :], before[:, t + 1 :])
 
 
@@ -189,7 +202,8 @@ def test_no_gradient_reaches_the_future(time):
 )
 def test_gradients_in_float64(backend, chunk):
     inputs = [x.requires_grad_() for x in draw(9, batch=1, key=2, value=3, dtype=torch.float64).values()]
-    assert torch.autograd.gradcheck(lambda *x: call(backend, *x, chunk=chunk), inputs)
+    for bound in (None, 0.7, 3.0):
+        assert torch.autograd.gradcheck(lambda *x, b=bound: call(backend, *x, chunk=chunk, bound=b), inputs)
 
 
 def test_gates_beyond_every_exponent_stay_finite():
@@ -291,6 +305,8 @@ def test_wrong_settings_are_named():
     inputs = draw(5)
     with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
         low_rank_delta(*inputs.values(), chunk=0)
+    with pytest.raises(ValueError, match=r"bound=-0.5 is negative: give the hardest decay without its sign"):
+        low_rank_delta(*inputs.values(), bound=-0.5)
     with pytest.raises(ValueError, match="low_rank_delta: there is no Triton kernel yet"):
         low_rank_delta(*inputs.values(), backend="triton")
     state = inputs.pop("state")

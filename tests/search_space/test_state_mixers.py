@@ -98,7 +98,7 @@ def test_a_signed_decay_spans_both_signs() -> None:
 
 
 def test_the_chunk_of_mamba2_is_its_price_and_not_its_meaning(small: Frame, far: Far) -> None:
-    mixers = [Mamba2(chunk=chunk).build(small) for chunk in (64, 128, 256)]
+    mixers = [Mamba2(chunk=chunk).build(small) for chunk in (None, 16, 32, 64, 128, 256)]
     x = x_of(length=140)
     for mixer in mixers[1:]:
         mixer.load_state_dict(mixers[0].state_dict())
@@ -106,6 +106,8 @@ def test_the_chunk_of_mamba2_is_its_price_and_not_its_meaning(small: Frame, far:
     one, two = (cost_of(f"mamba2[chunk={chunk}]", Frame(width=2048)) for chunk in (64, 128))
     assert two.flops_prefill - one.flops_prefill == 2 * 64 * (64 * 128 + 4096)
     assert two.flops_decode == one.flops_decode and two.params == one.params
+    # The root of 128 × 64 numbers of a head, rounded down to a power of two; of 8 × 8, no less than 16.
+    assert [Mamba2().sized(Frame(width=width)).chunk for width in (2048, 64)] == [64, 16]
 
 
 def test_mamba2_without_convolution_by_hand() -> None:
