@@ -1,11 +1,19 @@
 """All measurements, one after the other; `python -m benchmarks.run`."""
 
-from benchmarks import command_line, driver, kernels_cpu, proxies
+from benchmarks import (
+    command_line,
+    driver,
+    kernels_cpu,
+    mixers_cpu,
+    proxies,
+    state_tracking,
+    whole_vocabulary,
+)
 
 
 def main() -> None:
     """Run each and write its results."""
-    for module in (command_line, kernels_cpu, driver, proxies):
+    for module in (command_line, kernels_cpu, mixers_cpu, driver, proxies, whole_vocabulary, state_tracking):
         print(f"\n{module.__name__}: {module.__doc__}", flush=True)
         module.main()
 
