@@ -6,6 +6,7 @@ from benchmarks import (
     kernels_cpu,
     mixers_cpu,
     proxies,
+    recall_by_state,
     state_tracking,
     whole_vocabulary,
 )
@@ -13,7 +14,16 @@ from benchmarks import (
 
 def main() -> None:
     """Run each and write its results."""
-    for module in (command_line, kernels_cpu, mixers_cpu, driver, proxies, whole_vocabulary, state_tracking):
+    for module in (
+        command_line,
+        kernels_cpu,
+        mixers_cpu,
+        driver,
+        proxies,
+        whole_vocabulary,
+        state_tracking,
+        recall_by_state,
+    ):
         print(f"\n{module.__name__}: {module.__doc__}", flush=True)
         module.main()
 
