@@ -58,6 +58,11 @@ class TargetConfig(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     vocabulary: Count = 32000
     rotary_base: float = Field(default=10000.0, gt=1)
+    rotary_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"
+    """How rotary angles are stretched for texts longer than those of the first training."""
+    rotary_factor: float = Field(default=1.0, ge=1)
+    rotary_length: Count | None = None
+    """Tokens of the first training's texts, for yarn."""
     fill: Literal["stack", "stretch"] = "stack"
     """How a pattern becomes `depth` layers."""
     contexts: tuple[Count, Count] = (8192, 131072)
@@ -76,6 +81,9 @@ class TargetConfig(Section):
             dtype=self.dtype,
             vocabulary=self.vocabulary,
             rotary_base=self.rotary_base,
+            rotary_scaling=self.rotary_scaling,
+            rotary_factor=self.rotary_factor,
+            rotary_length=self.rotary_length,
             max_length=max(self.train_length, self.context, *self.contexts),
         )
 

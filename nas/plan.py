@@ -54,11 +54,15 @@ class Plan:
 
     def evaluation_key(self, layout: Layout) -> str:
         """Equal for two trials that would train the very same thing."""
-        job = self.job(layout)
+        job, proxy = self.job(layout), self.proxy
+        scaling = [proxy.rotary_scaling, proxy.rotary_factor, proxy.rotary_length]
+        if proxy.rotary_scaling == "none":
+            # What was trained before there were scalings keeps its key.
+            scaling = []
         return hash_of(
             {
                 "layers": list(job.layers),
-                "frame": [self.proxy.width, self.proxy.train_length, self.proxy.rotary_base],
+                "frame": [proxy.width, proxy.train_length, proxy.rotary_base, *scaling],
                 "budget": budget_json(self.budget),
                 "data": self.data.get("sha256"),
                 "seed": job.seed,
@@ -113,6 +117,9 @@ def proxy_frame(config: Config) -> Frame:
         context=config.proxy.length,
         dtype="float32",
         rotary_base=config.target.rotary_base,
+        rotary_scaling=config.target.rotary_scaling,
+        rotary_factor=config.target.rotary_factor,
+        rotary_length=config.target.rotary_length,
     )
 
 

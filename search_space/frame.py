@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+ROTARY_SCALINGS = ("none", "linear", "ntk", "yarn")
 REFERENCE_WIDTH = 2048
 """The width at which heads have their published sizes; below half of it they shrink with the square root."""
 
@@ -33,7 +34,8 @@ class Frame:
     """What surrounds a layer: widths and depth of the network, lengths in tokens, the numbers' type, and its place.
 
     Raises:
-        ValueError: a size is not positive, the width is no multiple of 8, or the dtype is unknown.
+        ValueError: a size is not positive, the width is no multiple of 8, the dtype is unknown, or the scaling of
+            rotary angles lacks what it needs.
     """
 
     width: int
@@ -46,6 +48,12 @@ class Frame:
     dtype: str = "bfloat16"
     vocabulary: int = 32000
     rotary_base: float = 10000.0
+    rotary_scaling: str = "none"
+    """How rotary angles are stretched for longer texts: one of ROTARY_SCALINGS; `positions.Scaling` holds formulas."""
+    rotary_factor: float = 1.0
+    """How many times longer."""
+    rotary_length: int | None = None
+    """Tokens of the texts before the stretching; yarn alone asks for it."""
     max_length: int | None = None
     """Tokens that the network is built for; None: as many as it is trained on or keeps, whichever is more."""
     place: Place = Place()
@@ -68,6 +76,23 @@ class Frame:
             )
         if self.dtype not in DTYPE_BYTES:
             raise ValueError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPE_BYTES)}")
+        self._check_rotary()
+
+    def _check_rotary(self) -> None:
+        kind, factor, length = self.rotary_scaling, self.rotary_factor, self.rotary_length
+        if not self.rotary_base > 1:
+            raise ValueError(f"rotary_base {self.rotary_base:g} is not valid: it must be above 1")
+        if kind not in ROTARY_SCALINGS:
+            raise ValueError(f"rotary_scaling {kind!r} is unknown: use one of {', '.join(ROTARY_SCALINGS)}")
+        if not 1 <= factor < math.inf or (kind == "none" and factor != 1):
+            raise ValueError(
+                f"rotary_factor {factor:g} is not valid: it must be at least 1, and 1 where rotary_scaling is none"
+            )
+        if (kind == "yarn") != (length is not None) or (length is not None and length < 1):
+            raise ValueError(
+                f"rotary_length {length} is not valid with rotary_scaling {kind}: yarn asks for the tokens of the first "
+                "training's texts, and nothing else reads it"
+            )
 
     @property
     def longest(self) -> int:

@@ -6,21 +6,12 @@ Letters: B batch, T time, H heads, K head width.
 import torch
 from torch import Tensor
 
+from search_space.positions import Positions, Scaling
+
 
 def rotate(x: Tensor, start: int, *, fraction: float, base: float) -> Tensor:
-    """Turn the first `fraction` of the widths of x [B, T, H, K] by their positions start, start + 1, …
-
-    Angles are float32 whatever x is, because a bfloat16 angle is wrong by radians at a few thousand tokens.
-    """
-    width = int(x.shape[-1] * fraction) // 2 * 2
-    if width == 0:
-        return x
-    position = torch.arange(start, start + x.shape[1], device=x.device, dtype=torch.float32)
-    exponent = torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width
-    angle = position[:, None] * base**-exponent
-    cos, sin = angle.cos()[:, None].to(x.dtype), angle.sin()[:, None].to(x.dtype)
-    left, right, rest = x[..., : width // 2], x[..., width // 2 : width], x[..., width:]
-    return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
+    """Turn the first `fraction` of the widths of x [B, T, H, K] by their positions start, start + 1, …, unscaled."""
+    return Positions(kind="rope", fraction=fraction, base=base, scaling=Scaling()).turn(x, start)
 
 
 def turns(angle: Tensor, pairs: int) -> Tensor:

@@ -56,28 +56,42 @@ def append(state: KeyValue, keys: Tensor, values: Tensor) -> KeyValue:
     return replace(state, length=end)
 
 
-def append_ring(state: KeyValue, keys: Tensor, values: Tensor, span: int) -> KeyValue:
-    """Write [B, T, G, *] over the oldest slots; position t lies in slot t mod S.
+def append_ring(state: KeyValue, keys: Tensor, values: Tensor, span: int, pinned: int = 0) -> KeyValue:
+    """Write [B, T, G, *] over the oldest slots; the first `pinned` tokens keep the first slots, the rest go round.
+
+    Position t lies in slot t while there is room, later in slot p + (t - p) mod (S - p).
 
     Raises:
         ValueError: the ring is shorter than the `span` that is read back, and would lose what is still wanted.
     """
-    slots, count = state.keys.shape[1], keys.shape[1]
-    kept = min(count, slots)
-    end = state.length + count
-    if end > slots and slots < span:
+    slots, start = state.keys.shape[1], state.length
+    end = start + keys.shape[1]
+    if end > slots and slots < span + pinned:
         raise ValueError(f"{end} tokens do not fit a ring of {slots}: start it with a larger max_len")
-    places = torch.arange(end - kept, end, device=keys.device) % slots
-    state.keys[:, places] = keys[:, count - kept :].to(state.keys.dtype)
-    state.values[:, places] = values[:, count - kept :].to(state.values.dtype)
+    around = max(1, slots - pinned)
+    for first, last in ((start, min(end, pinned)), (max(start, pinned, end - around), end)):
+        if first < last:
+            places = _places(first, last, pinned, around, keys.device)
+            new = slice(first - start, last - start)
+            state.keys[:, places] = keys[:, new].to(state.keys.dtype)
+            state.values[:, places] = values[:, new].to(state.values.dtype)
     return replace(state, length=end)
 
 
-def read_ring(state: KeyValue) -> tuple[Tensor, Tensor]:
-    """What the ring holds in the order of time: the last min(length, S) keys and values."""
-    slots = state.keys.shape[1]
-    places = torch.arange(max(0, state.length - slots), state.length, device=state.keys.device) % slots
+def read_ring(state: KeyValue, pinned: int = 0) -> tuple[Tensor, Tensor]:
+    """What the ring holds in the order of time: the pinned keys and values, then the last of the others."""
+    around = max(1, state.keys.shape[1] - pinned)
+    first = torch.arange(min(pinned, state.length), device=state.keys.device)
+    start = max(pinned, state.length - around)
+    last = _places(start, max(start, state.length), pinned, around, state.keys.device)
+    places = torch.cat([first, last])
     return state.keys[:, places], state.values[:, places]
+
+
+def _places(first: int, last: int, pinned: int, around: int, device: torch.device) -> Tensor:
+    """Slots of the positions first … last - 1, all pinned or none."""
+    position = torch.arange(first, last, device=device)
+    return position if last <= pinned else pinned + (position - pinned) % around
 
 
 def tensors_of(state: Any) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
 from search_space.mixers.clockwork import Clockwork
 from search_space.mixers.deltanet import DeltaNet
+from search_space.mixers.differential import Differential
 from search_space.mixers.full import Full
 from search_space.mixers.gated_delta import GatedDelta
 from search_space.mixers.gla import GLA
@@ -47,6 +48,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
     spec.name: spec
     for spec in (
         Full,
+        Differential,
         Window,
         MLA,
         Linear,

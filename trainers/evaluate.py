@@ -159,6 +159,9 @@ def _train(
         dtype="float32",
         vocabulary=task.vocabulary,
         rotary_base=job.frame.rotary_base,
+        rotary_scaling=job.frame.rotary_scaling,
+        rotary_factor=job.frame.rotary_factor,
+        rotary_length=job.frame.rotary_length,
         max_length=task.longest(job.budget.length),
     )
     model = ProxyModel(layout, frame, stem_taps=job.budget.stem_taps).to(device)

@@ -6,13 +6,12 @@ Letters: B batch, T time, D width, H query heads, G key heads, K head width.
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
-from kernels.softmax_attention.ops import softmax_attention, softmax_attention_step
 from search_space.frame import Frame
-from search_space.parts import Norm, attend_flops, fit_heads, mean_visible
-from search_space.rotary import rotate
+from search_space.heads import HeadPlan, fit_kv_heads
+from search_space.parts import mean_visible
+from search_space.positions import POSITIONS
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
 from search_space.state import KeyValue, append, start_key_value
@@ -20,7 +19,8 @@ from search_space.state import KeyValue, append, start_key_value
 
 @dataclass(frozen=True, kw_only=True)
 class Full(MixerSpec):
-    """Grouped-query attention (arXiv:1706.03762, 2305.13245), with rotary positions, query-key norm and gate."""
+    """Grouped-query attention (arXiv:1706.03762, 2305.13245); norm of queries and keys (arXiv:2010.04245), gate
+    (arXiv:2505.06708), cap of the scores (arXiv:2408.00118), learned sink (arXiv:2508.10925)."""
 
     name: ClassVar[str] = "full"
     family: ClassVar[str] = "attention"
@@ -30,29 +30,23 @@ class Full(MixerSpec):
     kv_heads: int | None = choice(1, 2, 4, 8, unit="groups", searched=True)
     head_dim: int | None = choice(64, 128, 256, unit="head")
     rotary: float = choice(1.0, 0.5, 0.25, 0.0)
+    position: str = choice(*POSITIONS)
     qk_norm: bool = choice(False, True)
-    gate: bool = choice(False, True)
+    gate: bool | str = choice(False, True, "head")
+    soft_cap: int = choice(0, 30, 50)
+    learned_sink: bool = choice(False, True)
 
     def sized(self, frame: Frame) -> Self:
-        heads, head_dim = fit_heads(frame, self.heads, self.head_dim)
-        kv_heads = self.kv_heads or heads
-        if heads % kv_heads:
-            raise ValueError(
-                f"full: kv_heads={kv_heads} does not divide its {heads} heads at width {frame.width}"
-            )
+        heads, kv_heads, head_dim = fit_kv_heads("full", frame, self.heads, self.kv_heads, self.head_dim)
         return replace(self, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
 
     def cost(self, frame: Frame) -> Cost:
-        spec = self.sized(frame)
-        assert spec.heads and spec.kv_heads and spec.head_dim
-        inner, cached = spec.heads * spec.head_dim, 2 * spec.kv_heads * spec.head_dim
-        weights = frame.width * (inner * (3 if self.gate else 2) + cached)
-        held = frame.batch * frame.context * cached // 2 * frame.dtype_bytes
+        plan = HeadPlan.of(self.sized(frame), frame)
+        held = frame.batch * frame.context * plan.kv_heads * plan.head_dim * frame.dtype_bytes
         return Cost(
-            params=weights + (2 * spec.head_dim if self.qk_norm else 0),
-            flops_prefill=2 * weights
-            + attend_flops(spec.heads, spec.head_dim, spec.head_dim, mean_visible(frame.context)),
-            flops_decode=2 * weights + attend_flops(spec.heads, spec.head_dim, spec.head_dim, frame.context),
+            params=plan.params,
+            flops_prefill=2 * plan.weights + plan.flops(mean_visible(frame.context)),
+            flops_decode=2 * plan.weights + plan.flops(frame.context),
             cache=(
                 CacheTensor(name="keys", stored_bytes=held, read_bytes=held),
                 CacheTensor(name="values", stored_bytes=held, read_bytes=held),
@@ -64,47 +58,37 @@ class Full(MixerSpec):
 
 
 class FullMixer(Mixer):
-    """Project, normalise, rotate, attend, gate, project; the keys are kept rotated."""
+    """Project, normalise, turn, attend, gate, project; the keys are kept turned."""
 
     def __init__(self, spec: Full, frame: Frame) -> None:
         super().__init__()
-        assert spec.heads and spec.kv_heads and spec.head_dim
-        self.spec, self.frame = spec, frame
-        self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
-        inner = self.heads * self.head_dim
-        self.query = nn.Linear(frame.width, inner, bias=False)
-        self.key = nn.Linear(frame.width, self.kv_heads * self.head_dim, bias=False)
-        self.value = nn.Linear(frame.width, self.kv_heads * self.head_dim, bias=False)
-        self.gate = nn.Linear(frame.width, inner, bias=False) if spec.gate else None
-        self.query_norm = Norm(self.head_dim, eps=1e-6) if spec.qk_norm else nn.Identity()
-        self.key_norm = Norm(self.head_dim, eps=1e-6) if spec.qk_norm else nn.Identity()
-        self.out = nn.Linear(inner, frame.width, bias=False)
+        self.frame, self.plan = frame, HeadPlan.of(spec, frame)
+        self.query, self.key, self.value = self.plan.projections()
+        self.gate = self.plan.output_gate()
+        self.query_norm, self.key_norm = self.plan.norms()
+        self.sink = self.plan.sink()
+        self.out = nn.Linear(self.plan.inner, frame.width, bias=False)
 
     def start(self, batch: int, max_len: int) -> KeyValue:
         return start_key_value(
             batch,
             max_len,
-            self.kv_heads,
-            self.head_dim,
-            self.head_dim,
+            self.plan.kv_heads,
+            self.plan.head_dim,
+            self.plan.head_dim,
             device=self.query.weight.device,
             dtype=DTYPES[self.frame.dtype],
         )
 
     def project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, D] to queries [B, T, H, K], keys and values [B, T, G, K], normalised and rotated."""
-        head = (*x.shape[:2], -1, self.head_dim)
-        q = self.query_norm(self.query(x).view(head))
-        k = self.key_norm(self.key(x).view(head))
-        turn = {"fraction": self.spec.rotary, "base": self.frame.rotary_base}
-        return rotate(q, start, **turn), rotate(k, start, **turn), self.value(x).view(head)
+        """x [B, T, D] to queries [B, T, H, K], keys and values [B, T, G, K], normalised and turned."""
+        norms = (self.query_norm, self.key_norm)
+        return self.plan.place(self.query(x), self.key(x), self.value(x), norms, start)
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:
         """Gate the heads' outputs [B, T, H, K] and project them to [B, T, D]."""
-        attended = attended.flatten(2).to(x.dtype)
-        if self.gate is not None:
-            attended = attended * torch.sigmoid(self.gate(x))
-        y: Tensor = self.out(attended)
+        gate = None if self.gate is None else self.gate(x)
+        y: Tensor = self.out(self.plan.close(attended.to(x.dtype), gate))
         return y
 
     def forward(self, x: Tensor, state: KeyValue | None = None) -> tuple[Tensor, Any]:
@@ -112,12 +96,10 @@ class FullMixer(Mixer):
         if state is not None:
             state = append(state, k, v)
             k, v = state.keys[:, : state.length].to(q.dtype), state.values[:, : state.length].to(q.dtype)
-        return self.finish(softmax_attention(q, k, v), x), state
+        return self.finish(self.plan.attend(q, k, v, self.sink), x), state
 
     def step(self, x: Tensor, state: KeyValue) -> tuple[Tensor, KeyValue]:
         q, k, v = self.project(x[:, None], state.length)
         state = append(state, k, v)
-        attended = softmax_attention_step(
-            q[:, 0].to(state.keys.dtype), state.keys, state.values, visible=state.length
-        )
+        attended = self.plan.attend_step(q[:, 0], state.keys, state.values, self.sink, length=state.length)
         return self.finish(attended[:, None], x[:, None])[:, 0], state

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from search_space.frame import Frame, Place
 from search_space.parts import fit_groups, fit_heads
-from search_space.rotary import rotate
+from search_space.positions import Positions
 from search_space.setting import choice
 from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Need
 
@@ -74,7 +74,7 @@ class LightningMixer(Mixer):
         super().__init__()
         assert spec.heads and spec.head_dim and spec.groups
         self.heads, self.head_dim, self.groups = spec.heads, spec.head_dim, spec.groups
-        self.rotary, self.base = spec.rotary, frame.rotary_base
+        self.positions = Positions.of(frame, "rope", spec.rotary)
         inner = self.heads * self.head_dim
         self.enter = nn.Linear(frame.width, 3 * inner, bias=False)
         self.gate = nn.Linear(frame.width, inner, bias=False)
@@ -90,7 +90,7 @@ class LightningMixer(Mixer):
     def project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, T, D] at positions from `start` on to queries, keys and values [B, T, H, K]."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in F.silu(self.enter(x)).chunk(3, dim=-1))
-        q, k = (rotate(part, start, fraction=self.rotary, base=self.base) for part in (q, k))
+        q, k = (self.positions.turn(part, start) for part in (q, k))
         return q, k, v
 
     def finish(self, read: Tensor, x: Tensor) -> Tensor:

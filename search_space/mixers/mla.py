@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kernels.softmax_attention.ops import softmax_attention, softmax_attention_step
 from search_space.frame import Frame, round_to
 from search_space.parts import Norm, attend_flops, fit_heads, mean_visible
-from search_space.rotary import rotate
+from search_space.positions import Positions
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
 
@@ -80,8 +80,12 @@ class MLAMixer(Mixer):
     def __init__(self, spec: MLA, frame: Frame) -> None:
         super().__init__()
         assert spec.rank and spec.shared and spec.heads and spec.head_dim
-        self.frame, self.rotary = frame, spec.rotary
+        self.frame, self.positions = frame, Positions.of(frame, "rope", spec.rotary)
         self.rank, self.shared, self.heads, self.head_dim = spec.rank, spec.shared, spec.heads, spec.head_dim
+        self.scale = (self.head_dim + self.shared) ** -0.5
+        if spec.rotary:
+            # DeepSeek's YaRN sharpens the whole score and not only what turns.
+            self.scale *= self.positions.scaling.gain**2
         self.query = nn.Linear(frame.width, self.heads * (self.head_dim + self.shared), bias=False)
         self.down = nn.Linear(frame.width, self.rank + self.shared, bias=False)
         self.norm = Norm(self.rank, eps=1e-6)
@@ -100,8 +104,8 @@ class MLAMixer(Mixer):
         q = self.query(x).unflatten(-1, (self.heads, self.head_dim + self.shared))
         latent, key = self.down(x).split([self.rank, self.shared], dim=-1)
         own, turned = q.split([self.head_dim, self.shared], dim=-1)
-        turned = rotate(turned, start, fraction=self.rotary, base=self.frame.rotary_base)
-        key = rotate(key[:, :, None], start, fraction=self.rotary, base=self.frame.rotary_base)[:, :, 0]
+        turned = self.positions.turn(turned, start, sharpen=False)
+        key = self.positions.turn(key[:, :, None], start, sharpen=False)[:, :, 0]
         return torch.cat([own, turned], dim=-1), torch.cat([self.norm(latent), key], dim=-1)
 
     def expand(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +130,7 @@ class MLAMixer(Mixer):
             state = self.push(state, latents)
             latents = state.latents[:, : state.length].to(q.dtype)
         keys, values = self.expand(latents)
-        return self.out(softmax_attention(q, keys, values).flatten(2).to(x.dtype)), state
+        return self.out(softmax_attention(q, keys, values, scale=self.scale).flatten(2).to(x.dtype)), state
 
     def step(self, x: Tensor, state: MLAState) -> tuple[Tensor, MLAState]:
         q, latents = self.project(x[:, None], state.length)
@@ -140,7 +144,7 @@ class MLAMixer(Mixer):
             cached,
             cached[..., : self.rank],
             visible=state.length,
-            scale=(self.head_dim + self.shared) ** -0.5,
+            scale=self.scale,
         )
         values = torch.einsum("bhc,hkc->bhk", read.to(up_value.dtype), up_value)
         return self.out(values.flatten(1).to(x.dtype)), state

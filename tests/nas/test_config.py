@@ -37,6 +37,8 @@ def test_unknown_keys_are_refused_at_every_level(given: dict[str, Any], names: s
         ({"target": {"context": 0}}, "target.context = 0"),
         ({"target": {"width": -8}}, "target.width = -8"),
         ({"target": {"dtype": "int8"}}, "target.dtype = 'int8'"),
+        ({"target": {"rotary_scaling": "dynamic"}}, "target.rotary_scaling = 'dynamic'"),
+        ({"target": {"rotary_factor": 0.5}}, "target.rotary_factor = 0.5"),
         ({"target": {"contexts": [8192]}}, "target.contexts"),
         ({"proxy": {"weight_decay": -0.1}}, "proxy.weight_decay = -0.1"),
         ({"tasks": {"mqar": {"learning_rates": [0]}}}, "tasks.mqar.learning_rates.0 = 0"),
@@ -66,6 +68,8 @@ def test_sizes_are_read_as_people_write_them() -> None:
     ("given", "message"),
     [
         ({"target": {"width": 60}}, "multiple of 8"),
+        ({"target": {"rotary_factor": 2}}, "1 where rotary_scaling is none"),
+        ({"target": {"rotary_scaling": "yarn", "rotary_factor": 2}}, "yarn asks for the tokens"),
         ({"space": {"constraints": ["full=>1"]}}, "not understood"),
         ({"space": {"constraints": ["fulll>=1"]}}, "did you mean full"),
         ({"objectives": ["quality", "latencyms"]}, "did you mean latency_ms"),

@@ -115,6 +115,12 @@ def test_text_must_be_long_enough_for_its_sequences_in_both_parts(
         plan_of(text | {"proxy": {"length": 512}})
 
 
+def test_scaled_positions_reach_both_frames(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of({"target": {"rotary_scaling": "yarn", "rotary_factor": 4, "rotary_length": 2048}})
+    for frame in (plan.target, plan.proxy, plan.job(read("full")).frame):
+        assert (frame.rotary_scaling, frame.rotary_factor, frame.rotary_length) == ("yarn", 4.0, 2048)
+
+
 def test_the_evaluation_key_changes_with_everything_that_training_sees(
     plan_of: Callable[..., Plan], tmp_path: Path
 ) -> None:
@@ -133,6 +139,11 @@ def test_the_evaluation_key_changes_with_everything_that_training_sees(
             {"seed": 1},
             {"proxy": {"width": 24}},
             {"proxy": {"length": 20}},
+            {"target": {"rotary_base": 5e5}},
+            {"target": {"rotary_scaling": "linear", "rotary_factor": 2}},
+            {"target": {"rotary_scaling": "linear", "rotary_factor": 4}},
+            {"target": {"rotary_scaling": "yarn", "rotary_factor": 4, "rotary_length": 2048}},
+            {"target": {"rotary_scaling": "yarn", "rotary_factor": 4, "rotary_length": 4096}},
             {"proxy": {"stem_taps": 0}},
             {"proxy": {"weight_decay": 0.2}},
             {"proxy": {"precision": "bfloat16"}},

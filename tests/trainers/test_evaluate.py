@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,21 @@ def test_the_same_job_gives_the_same_bits_and_another_seed_does_not(make_job: Ma
     first, second, other = measured(make_job()), measured(make_job()), measured(make_job(seed=1))
     assert first.details == second.details and first.metrics == second.metrics
     assert other.details["curves"] != first.details["curves"]
+
+
+def test_rotary_positions_are_those_of_the_jobs_frame(make_job: Make) -> None:
+    job = make_job()
+    curves = [
+        measured(replace(job, frame=replace(job.frame, **changes))).details["curves"]["mqar"]
+        for changes in (
+            {},
+            {"rotary_base": 100.0},
+            {"rotary_scaling": "linear", "rotary_factor": 4.0},
+            {"rotary_scaling": "yarn", "rotary_factor": 4.0, "rotary_length": 16},
+            {"rotary_scaling": "yarn", "rotary_factor": 4.0, "rotary_length": 64},
+        )
+    ]
+    assert all(one != other for number, one in enumerate(curves) for other in curves[:number])
 
 
 def test_the_global_generators_are_left_alone_and_play_no_part(make_job: Make) -> None:
