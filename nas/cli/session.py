@@ -89,7 +89,9 @@ def _check_same(known: StudyRecord | None, wanted: Mapping[str, Any]) -> None:
     """A study means one thing for all its life; raises Refused with the keys of `wanted` that differ."""
     if known is None:
         return
-    changed = differences({key: value for key, value in known.config.items() if key in wanted}, wanted)
+    # Keys that are younger than the study had their defaults when it was made.
+    before = meaning(_with_study(Config(), {}, known)) | {"data_sha256": known.config.get("data_sha256")}
+    changed = differences({key: value for key, value in before.items() if key in wanted}, wanted)
     if changed:
         raise Refused(
             f"study {known.name!r} was made with another configuration: {'; '.join(changed[:6])}\n"

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy import text as sql
 
 from nas.cli.main import app
 from nas.workers import inline
@@ -121,6 +123,21 @@ def test_a_study_goes_on_by_its_name_alone(search: Run, run: Run, trained: list[
     search("--trials", 3)
     said = run("search", "--study", "tiny", "--storage", url, "--trials", 5, "--workers", 1, "--json")
     assert said.code == 0 and said.json["trials"]["done"] == 5 and len(trained) == 5
+
+
+def test_a_study_from_before_a_key_was_known_goes_on(search: Run, run: Run, url: str) -> None:
+    assert search().code == 0
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        text = connection.execute(sql("SELECT config FROM nas_studies")).scalar_one()
+        config = json.loads(text)
+        del config["target"]["rotary_scaling"], config["target"]["rotary_length"]
+        connection.execute(sql("UPDATE nas_studies SET config = :config"), {"config": json.dumps(config)})
+    engine.dispose()
+    place = ("--study", "tiny", "--storage", url, "--workers", 1, "--trials", 5)
+    assert run("search", *place).code == 0
+    said = run("search", *place, "--set", "target.rotary_scaling=yarn", "--set", "target.rotary_factor=2")
+    assert said.code == 2 and 'target.rotary_scaling: "none", now "yarn"' in said.err
 
 
 def test_another_study_of_the_database_reuses_what_is_known(search: Run, trained: list[Job]) -> None:
