@@ -10,6 +10,7 @@ from search_space.channel.relu2 import ReLU2
 from search_space.channel.swiglu import SwiGLU
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
+from search_space.mixers.bigbird import BigBird
 from search_space.mixers.clockwork import Clockwork
 from search_space.mixers.deltanet import DeltaNet
 from search_space.mixers.full import Full
@@ -48,6 +49,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
     for spec in (
         Full,
         Window,
+        BigBird,
         MLA,
         Linear,
         Performer,

@@ -1,0 +1,143 @@
+"""What the mixers of sparse attention share: grouped projections with rotary positions, their price, and lists of keys.
+
+Letters: B batch, T time, S keys, D width, H query heads, G key heads, K head width, V value width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kernels.block_attention.ops import block_attention
+from search_space.frame import Frame
+from search_space.parts import Norm, attend_flops, fit_heads
+from search_space.rotary import rotate
+from search_space.spec import DTYPES, CacheTensor, Cost
+from search_space.state import KeyValue, start_key_value
+
+QUERY_BLOCK = 64
+"""Queries that gather their keys together: fewer gather too often, more see too little of what was gathered."""
+
+LEAST_BLOCK = 16
+"""Below this the products of a block are too small to keep a core busy."""
+
+
+def fit_grouped(
+    name: str, frame: Frame, heads: int | None, kv_heads: int | None, head_dim: int | None
+) -> tuple[int, int, int]:
+    """Heads, key heads and head width where some are left to the frame: heads that fill the width, keys for each of them.
+
+    Raises:
+        ValueError: the key heads do not share the query heads evenly.
+    """
+    heads, head_dim = fit_heads(frame, heads, head_dim)
+    kv_heads = kv_heads or heads
+    if heads % kv_heads:
+        raise ValueError(
+            f"{name}: kv_heads={kv_heads} does not divide its {heads} heads at width {frame.width}; "
+            f"choose a divisor of {heads}"
+        )
+    return heads, kv_heads, head_dim
+
+
+def grouped_cost(
+    frame: Frame,
+    sizes: tuple[int, int, int],
+    *,
+    qk_norm: bool,
+    mean: float,
+    last: float,
+    caches: Sequence[tuple[str, int, int]],
+) -> Cost:
+    """The price of such a mixer of H, G and K (`sizes`).
+
+    mean: keys that a head sees, averaged over heads and over a prefill of the context; last: those of its last token.
+    caches: by name, stored and read vectors of one key head for one text, all key heads added up.
+    """
+    heads, kv_heads, head_dim = sizes
+    weights = frame.width * head_dim * 2 * (heads + kv_heads)
+    one = frame.batch * head_dim * frame.dtype_bytes
+    return Cost(
+        params=weights + (2 * head_dim if qk_norm else 0),
+        flops_prefill=2 * weights + attend_flops(heads, head_dim, head_dim, mean),
+        flops_decode=2 * weights + attend_flops(heads, head_dim, head_dim, last),
+        cache=tuple(
+            CacheTensor(name=f"{name} {what}".strip(), stored_bytes=one * stored, read_bytes=one * read)
+            for name, stored, read in caches
+            for what in ("keys", "values")
+        ),
+    )
+
+
+class Grouped(nn.Module):
+    """The projections around attention with grouped keys: queries, keys, values, their norms and turns, and out."""
+
+    def __init__(
+        self, frame: Frame, heads: int, kv_heads: int, head_dim: int, *, rotary: float, qk_norm: bool
+    ) -> None:
+        super().__init__()
+        self.frame, self.rotary = frame, rotary
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.query = nn.Linear(frame.width, heads * head_dim, bias=False)
+        self.key = nn.Linear(frame.width, kv_heads * head_dim, bias=False)
+        self.value = nn.Linear(frame.width, kv_heads * head_dim, bias=False)
+        self.query_norm = Norm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.key_norm = Norm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.out = nn.Linear(heads * head_dim, frame.width, bias=False)
+
+    def forward(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, D] to queries [B, T, H, K], keys and values [B, T, G, K], normalised and turned."""
+        head = (*x.shape[:2], -1, self.head_dim)
+        q = self.query_norm(self.query(x).view(head))
+        k = self.key_norm(self.key(x).view(head))
+        turn = {"fraction": self.rotary, "base": self.frame.rotary_base}
+        return rotate(q, start, **turn), rotate(k, start, **turn), self.value(x).view(head)
+
+    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
+        """Project the heads' outputs [..., H, K] to [..., D], in x's type."""
+        y: Tensor = self.out(attended.flatten(-2).to(x.dtype))
+        return y
+
+    def start(self, batch: int, slots: int, kv_heads: int) -> KeyValue:
+        """An empty cache of some of the key heads."""
+        device, dtype = self.query.weight.device, DTYPES[self.frame.dtype]
+        return start_key_value(
+            batch, slots, kv_heads, self.head_dim, self.head_dim, device=device, dtype=dtype
+        )
+
+
+def joined(past: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of a cache [B, S, G, *] with new ones behind them, in the type of the new."""
+    return torch.cat([past[0].to(k.dtype), k], dim=1), torch.cat([past[1].to(v.dtype), v], dim=1)
+
+
+def banded(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention over the last `window` keys up to one's own, and the log-sum-exp.
+
+    q [B, T, H, K] stands at the end of k [B, S, G, K] and v [B, S, G, V]; `positions` [S] may hide keys.
+    """
+    first = k.shape[1] - q.shape[1]
+    block = min(QUERY_BLOCK, -(-max(window, LEAST_BLOCK) // LEAST_BLOCK) * LEAST_BLOCK)
+    back = -(-(min(window, k.shape[1]) - 1) // block)
+    blocks = torch.arange(first // block, (k.shape[1] - 1) // block + 1, device=q.device)
+    index = (blocks[:, None] - torch.arange(back + 1, device=q.device)).clamp(min=-1)
+    return block_attention(
+        q, k, v, index, block=block, key_block=block, first=first, positions=positions, window=window
+    )
+
+
+def dense(
+    q: Tensor, k: Tensor, v: Tensor, *, first: int, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention over every key at a position up to one's own; for keys that are few.
+
+    q [B, T, H, K] from position `first` on; k [B, S, G, K] and v [B, S, G, V] at `positions` [S], or from 0 on.
+    """
+    block = min(QUERY_BLOCK, first + q.shape[1])
+    blocks = (first + q.shape[1] - 1) // block - first // block + 1
+    index = torch.zeros(blocks, 1, dtype=torch.long, device=q.device)
+    return block_attention(
+        q, k, v, index, block=block, key_block=k.shape[1], first=first, positions=positions
+    )
