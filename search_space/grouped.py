@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from kernels.block_attention.ops import block_attention
 from search_space.frame import Frame
@@ -73,7 +74,15 @@ class Grouped(nn.Module):
     """The projections around attention with grouped keys: queries, keys, values, their norms and turns, and out."""
 
     def __init__(
-        self, frame: Frame, heads: int, kv_heads: int, head_dim: int, *, rotary: float, qk_norm: bool
+        self,
+        frame: Frame,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        rotary: float,
+        qk_norm: bool,
+        out: bool = True,
     ) -> None:
         super().__init__()
         self.frame, self.rotary = frame, rotary
@@ -83,7 +92,7 @@ class Grouped(nn.Module):
         self.value = nn.Linear(frame.width, kv_heads * head_dim, bias=False)
         self.query_norm = Norm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.key_norm = Norm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
-        self.out = nn.Linear(heads * head_dim, frame.width, bias=False)
+        self.out = nn.Linear(heads * head_dim, frame.width, bias=False) if out else None
 
     def forward(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, T, D] to queries [B, T, H, K], keys and values [B, T, G, K], normalised and turned."""
@@ -95,6 +104,7 @@ class Grouped(nn.Module):
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:
         """Project the heads' outputs [..., H, K] to [..., D], in x's type."""
+        assert self.out is not None
         y: Tensor = self.out(attended.flatten(-2).to(x.dtype))
         return y
 
@@ -111,21 +121,30 @@ def joined(past: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, T
     return torch.cat([past[0].to(k.dtype), k], dim=1), torch.cat([past[1].to(v.dtype), v], dim=1)
 
 
-def banded(
-    q: Tensor, k: Tensor, v: Tensor, *, window: int, positions: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attention over the last `window` keys up to one's own, and the log-sum-exp.
+def ramp(count: int, most: int) -> int:
+    """1 + 2 + … over `count` numbers, none above `most`: keys that all tokens see together through a window."""
+    short = min(count, most)
+    return short * (short + 1) // 2 + (count - short) * most
 
-    q [B, T, H, K] stands at the end of k [B, S, G, K] and v [B, S, G, V]; `positions` [S] may hide keys.
+
+def banded(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int, gap: int = 1, end: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Attention over `window` keys up to one's own, one of every `gap` tokens, and the log-sum-exp.
+
+    q [B, T, H, K] and k [B, S, G, K], v [B, S, G, V] end at position `end`, which matters where there are gaps.
     """
+    if gap > 1:
+        first = end - q.shape[1]
+        rows = [every(x, gap, end - x.shape[1]) for x in (q, k, v)]
+        output, total = banded(*rows, window=window)
+        return together(output, gap, first, q.shape[1]), together(total, gap, first, q.shape[1])
     first = k.shape[1] - q.shape[1]
     block = min(QUERY_BLOCK, -(-max(window, LEAST_BLOCK) // LEAST_BLOCK) * LEAST_BLOCK)
     back = -(-(min(window, k.shape[1]) - 1) // block)
     blocks = torch.arange(first // block, (k.shape[1] - 1) // block + 1, device=q.device)
     index = (blocks[:, None] - torch.arange(back + 1, device=q.device)).clamp(min=-1)
-    return block_attention(
-        q, k, v, index, block=block, key_block=block, first=first, positions=positions, window=window
-    )
+    return block_attention(q, k, v, index, block=block, key_block=block, first=first, window=window)
 
 
 def dense(
@@ -141,3 +160,41 @@ def dense(
     return block_attention(
         q, k, v, index, block=block, key_block=k.shape[1], first=first, positions=positions
     )
+
+
+def every(x: Tensor, stride: int, first: int) -> Tensor:
+    """Tokens [B, T, *] from position `first` on, as `stride` sequences of every stride-th: [B stride, rows, *].
+
+    Sequence i holds the positions i, i + stride, …; the rows begin with that of `first` and end with that of the
+    last token, and what is missing of them is nought.
+    """
+    front = first % stride
+    back = -(front + x.shape[1]) % stride
+    x = pad(x, (0, 0) * (x.dim() - 2) + (front, back))
+    sequences: Tensor = x.unflatten(1, (-1, stride)).transpose(1, 2).flatten(0, 1)
+    return sequences
+
+
+def together(x: Tensor, stride: int, first: int, length: int) -> Tensor:
+    """The tokens [B, T, *] that `every` took apart."""
+    x = x.unflatten(0, (-1, stride)).transpose(1, 2).flatten(1, 2)
+    kept: Tensor = x[:, first % stride : first % stride + length]
+    return kept
+
+
+def recall(kept: KeyValue | None, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Write new tokens behind the `start` that are kept; all of them, in the type of the new.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    if kept is None:
+        return k, v
+    end = start + k.shape[1]
+    if end > kept.keys.shape[1]:
+        raise ValueError(
+            f"{end} tokens do not fit a cache of {kept.keys.shape[1]}: start it with a larger max_len"
+        )
+    kept.keys[:, start:end] = k
+    kept.values[:, start:end] = v
+    return kept.keys[:, :end].to(k.dtype), kept.values[:, :end].to(v.dtype)

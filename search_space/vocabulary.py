@@ -22,6 +22,7 @@ from search_space.mixers.kda import KDA
 from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
 from search_space.mixers.loglinear import LogLinear
+from search_space.mixers.longformer import Longformer
 from search_space.mixers.lstm import LSTM
 from search_space.mixers.mamba import Mamba
 from search_space.mixers.mamba2 import Mamba2
@@ -50,6 +51,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Full,
         Window,
         BigBird,
+        Longformer,
         MLA,
         Linear,
         Performer,

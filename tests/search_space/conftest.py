@@ -63,9 +63,13 @@ def weights_of() -> Callable[..., Tensor]:
     Queries are nought, values name their token, and one head is let out; whole and stepped must agree.
     """
 
-    def measure(spec: Any, length: int, *, head: int = 0, place: Place = Place(), train: int = 64) -> Tensor:
+    def measure(
+        spec: Any, length: int, *, head: int = 0, place: Place | None = None, train: int = 64
+    ) -> Tensor:
         width = -(-length // 8) * 8
-        frame = Frame(width=width, train_length=train, context=length, dtype="float32", place=place)
+        frame = Frame(
+            width=width, train_length=train, context=length, dtype="float32", place=place or Place()
+        )
         mixer = replace(spec, head_dim=width, rotary=0.0).build(frame)
         with torch.no_grad():
             for name, weight in mixer.named_parameters():

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from search_space.frame import Frame, Place
 from search_space.mixers.bigbird import BigBird, block_table
 from search_space.mixers.full import Full
-from search_space.spec import MixerSpec
+from search_space.mixers.longformer import Longformer
+from search_space.mixers.window import Window
+from search_space.spec import MixerSpec, shrink
 
 Far = Callable[[Tensor, Tensor], float]
 FRAME = Frame(width=64, train_length=64, context=96, dtype="float32")
@@ -184,6 +186,8 @@ def oracle() -> Callable[..., nn.Module]:
         made: nn.Module = (
             getattr(modelling, name)(config, 0) if "Self" in name else getattr(modelling, name)(config)
         )
+        for weight in made.parameters():
+            weight.normal_(std=0.3) if weight.dim() > 1 else weight.zero_()
         return made
 
     return load
@@ -228,3 +232,124 @@ def test_fixed_blocks_are_those_of_transformers_bigbird(
     ours = weights_of(BigBird(block=block, first=1, near=2, random=0, heads=1), length)[:-block] > 0
     assert torch.equal(ours, wanted)
     assert wanted.sum() < (s <= t)[:-block].sum()
+
+
+def longformer_sees(length: int, size: int, gap: int, prefix: int) -> Tensor:
+    """The definition for one head [T, T]."""
+    t, s = pairs(length)
+    near = ((t - s) % gap == 0) & ((t - s) // gap < size)
+    return (s <= t) & (near | (s < prefix) | (t < prefix))
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize("size", [4, 16, 80])
+def test_longformer_without_gaps_and_prefix_is_a_window(size: int, kv_heads: int, far: Far) -> None:
+    sizes = {"heads": 4, "kv_heads": kv_heads, "qk_norm": True, "rotary": 0.5}
+    window = (Window(size=size, **sizes) if size < LENGTH else Full(**sizes)).build(FRAME)
+    mixer = Longformer(size=size, prefix=0, **sizes).build(FRAME)
+    attention_of(mixer, window.state_dict())
+    x = torch.randn(2, LENGTH, 64)
+    assert far(mixer(x)[0], window(x)[0]) < 1e-5
+
+
+@pytest.mark.parametrize(("dilated", "head", "gap"), [(0.5, 1, 1), (0.5, 2, 4), (0.25, 2, 1), (0.25, 3, 4)])
+@pytest.mark.parametrize("prefix", [0, 8])
+@pytest.mark.parametrize("length", [1, 9, 43, 80])
+def test_longformer_sees_its_window_its_gaps_and_its_prefix(
+    length: int, prefix: int, dilated: float, head: int, gap: int, weights_of: Callable[..., Tensor]
+) -> None:
+    spec = Longformer(size=4, dilation=4, dilated=dilated, prefix=prefix, heads=4)
+    seen = longformer_sees(length, 4, gap, prefix)
+    torch.testing.assert_close(weights_of(spec, length, head=head), seen / seen.sum(1, keepdim=True))
+
+
+def test_a_single_key_head_is_not_dilated(weights_of: Callable[..., Tensor]) -> None:
+    spec = Longformer(size=4, dilation=4, prefix=0, heads=2, kv_heads=1)
+    assert torch.equal(weights_of(spec, 40, head=1) > 0, longformer_sees(40, 4, 1, 0))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_longformer_is_that_of_transformers_where_theirs_has_no_future(oracle: Any, far: Far) -> None:
+    """The last row of theirs sees the past alone: an ordinary one, and one of the prefix where the text ends in it."""
+    theirs = oracle(
+        "longformer", "LongformerSelfAttention", hidden_size=64, num_attention_heads=4, attention_window=[14]
+    ).eval()
+    frame = replace(FRAME, train_length=256)
+    mixer = Longformer(size=8, prefix=16, heads=4, rotary=0.0).build(frame)
+    for ours, suffix in ((mixer.attention, ""), (mixer.own, "_global")):
+        for name in ("query", "key", "value"):
+            getattr(ours, name).weight.copy_(getattr(theirs, name + suffix).weight)
+    mixer.attention.out.weight.copy_(torch.eye(64))
+    x = torch.randn(2, 84, 64)
+    whole, state, rows = mixer(x)[0], mixer.start(2, 84), []
+    for t in range(84):
+        y, state = mixer.step(x[:, t], state)
+        rows.append(y)
+    for length in (14, 28, 42, 84):
+        chosen = (torch.arange(length) < 16).expand(2, -1)
+        expected = theirs(
+            x[:, :length],
+            attention_mask=torch.where(chosen, 10000.0, 0.0),
+            is_index_masked=torch.zeros_like(chosen),
+            is_index_global_attn=chosen,
+            is_global_attn=True,
+        )[0][:, -1]
+        assert far(whole[:, length - 1], expected) < 1e-5
+        assert far(rows[length - 1], expected) < 1e-5
+
+
+@pytest.mark.parametrize("context", [9, 12, 13, 20, 75])
+@pytest.mark.parametrize(
+    "change", [{}, {"dilation": 4}, {"dilation": 2, "kv_heads": 2}, {"prefix": 0}], ids=str
+)
+def test_a_step_of_longformer_reads_what_is_charged(
+    context: int, change: dict[str, int], bytes_touched: Callable[..., int]
+) -> None:
+    """Beyond the prefix, where no write goes unread."""
+    frame = replace(FRAME, context=context, batch=2)
+    spec = replace(Longformer(size=4, prefix=8, heads=4), **change)
+    assert bytes_touched(spec, frame) == spec.cost(frame).read_bytes
+
+
+def test_longformers_price_by_hand() -> None:
+    """16 heads of 128, half of them reading one of two tokens: rings of 512 and 1,023, a prefix of 64, kept twice."""
+    frame = Frame(width=2048, context=20000)
+    spec = Longformer(size=512, dilation=2, prefix=64)
+    cost = spec.cost(frame)
+    one = 2 * 128 * 2
+    assert cost.params == (4 + 3) * 2048 * 2048
+    assert cost.stored_bytes == one * (8 * 512 + 8 * 1023 + 2 * 16 * 64)
+    assert cost.read_bytes == one * 16 * (512 + 64)
+    assert cost.idle_params == 3 * 2048 * 2048
+    assert cost.flops_decode == 2 * 4 * 2048 * 2048 + 2 * 16 * 256 * (512 + 64)
+    seen = [longformer_sees(200, 8, gap, 12).sum() / 200 for gap in (1, 4)]
+    small = Frame(width=64, train_length=64, context=200)
+    own = replace(spec, size=8, dilation=4, prefix=12, heads=4, head_dim=16).cost(small)
+    wanted = 2 * 4 * 64 * 64 + 2 * 3 * 64 * 64 * 12 / 200 + 2 * 4 * 32 * float(sum(seen) / 2)
+    assert own.flops_prefill == pytest.approx(wanted, rel=1e-6)
+    # Within the prefix its own projections work, and its own keys are read.
+    inside = spec.cost(replace(frame, context=60))
+    assert inside.idle_params == 0 and inside.read_bytes == one * 16 * 60
+    assert inside.flops_decode == 2 * 7 * 2048 * 2048 + 2 * 16 * 256 * 60
+
+
+def test_longformers_settings_change_what_is_read(far: Far) -> None:
+    x, base = torch.randn(1, LENGTH, 64), Longformer(size=8, dilation=2, prefix=8, heads=4)
+    kept = base.build(FRAME).state_dict()
+
+    def outputs(spec: MixerSpec) -> Tensor:
+        mixer = spec.build(FRAME)
+        mixer.load_state_dict(kept)
+        return mixer(x)[0]
+
+    for change in ({"size": 12}, {"dilation": 4}, {"dilated": 0.25}, {"prefix": 4}, {"rotary": 0.0}):
+        assert far(outputs(replace(base, **change)), outputs(base)) > 1e-3, change
+
+
+def test_longformers_prefix_shrinks_with_the_text_and_nothing_stays_nothing() -> None:
+    target, proxy = Frame(width=256, train_length=4096), Frame(width=64, train_length=64)
+    assert shrink(Longformer(prefix=1024), target, proxy).prefix == 16
+    assert shrink(Longformer(prefix=2048), target, proxy).prefix == 32
+    assert shrink(Longformer(prefix=0), target, proxy).prefix == 0
+    with pytest.raises(ValueError, match="prefix=36 leaves too few other tokens to train on in 64"):
+        Longformer(prefix=36).sized(proxy)
