@@ -4,6 +4,7 @@ Letters: B batch, T time, S keys, D width, H query heads, G key heads, K head wi
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from search_space.parts import Norm, attend_flops, fit_heads
 from search_space.rotary import rotate
 from search_space.spec import DTYPES, CacheTensor, Cost
 from search_space.state import KeyValue, start_key_value
+
+Kind = Literal["near", "far", "both"]
+"""Which of two patterns a key head reads: the tokens at hand, the distant ones, or both in one softmax."""
 
 QUERY_BLOCK = 64
 """Queries that gather their keys together: fewer gather too often, more see too little of what was gathered."""
@@ -108,6 +112,16 @@ class Grouped(nn.Module):
         y: Tensor = self.out(attended.flatten(-2).to(x.dtype))
         return y
 
+    def parts(self, x: Tensor, start: int, counts: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """`forward`, in parts of so many key heads."""
+        q, k, v = (self.split(y, counts) for y in self(x, start))
+        return list(zip(q, k, v, strict=True))
+
+    def split(self, x: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """The heads of x [..., H or G, K] in parts of so many key heads."""
+        share = x.shape[-2] // self.kv_heads
+        return list(x.split([count * share for count in counts], dim=-2))
+
     def start(self, batch: int, slots: int, kv_heads: int) -> KeyValue:
         """An empty cache of some of the key heads."""
         device, dtype = self.query.weight.device, DTYPES[self.frame.dtype]
@@ -119,6 +133,19 @@ class Grouped(nn.Module):
 def joined(past: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of a cache [B, S, G, *] with new ones behind them, in the type of the new."""
     return torch.cat([past[0].to(k.dtype), k], dim=1), torch.cat([past[1].to(v.dtype), v], dim=1)
+
+
+def two_kinds(mode: str, kv_heads: int, layer: int) -> list[tuple[Kind, int]]:
+    """Key heads by what they read of two patterns, in order.
+
+    union: both; layer: the one at hand in even layers, the distant in odd ones; head: half the key heads each, the
+    odd one at hand, and both where there is but one.
+    """
+    if mode == "layer":
+        return [("far" if layer % 2 else "near", kv_heads)]
+    if mode == "head" and kv_heads > 1:
+        return [("near", kv_heads - kv_heads // 2), ("far", kv_heads // 2)]
+    return [("both", kv_heads)]
 
 
 def ramp(count: int, most: int) -> int:
@@ -162,6 +189,22 @@ def dense(
     )
 
 
+def walled(q: Tensor, k: Tensor, v: Tensor, *, block: int) -> tuple[Tensor, Tensor]:
+    """Attention inside blocks of text: every token over its own block up to itself, and the log-sum-exp.
+
+    k [B, S, G, K] and v [B, S, G, V] begin where a block does, and q [B, T, H, K] ends where they end.
+    """
+    first, count, end = k.shape[1] - q.shape[1], -(-k.shape[1] // block), k.shape[1]
+    if count == 1:
+        return dense(q, k, v, first=first)
+    texts = (
+        pad(x, (0, 0, 0, 0, end - x.shape[1], count * block - end)).unflatten(1, (count, block)).flatten(0, 1)
+        for x in (q, k, v)
+    )
+    output, total = (x.unflatten(0, (-1, count)).flatten(1, 2) for x in dense(*texts, first=0))
+    return output[:, first:end], total[:, first:end]
+
+
 def every(x: Tensor, stride: int, first: int) -> Tensor:
     """Tokens [B, T, *] from position `first` on, as `stride` sequences of every stride-th: [B stride, rows, *].
 
@@ -182,14 +225,12 @@ def together(x: Tensor, stride: int, first: int, length: int) -> Tensor:
     return kept
 
 
-def recall(kept: KeyValue | None, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Write new tokens behind the `start` that are kept; all of them, in the type of the new.
+def keep(kept: KeyValue, start: int, k: Tensor, v: Tensor) -> None:
+    """Write new keys and values [B, T, G, *] into the slots from `start` on.
 
     Raises:
         ValueError: they do not fit.
     """
-    if kept is None:
-        return k, v
     end = start + k.shape[1]
     if end > kept.keys.shape[1]:
         raise ValueError(
@@ -197,4 +238,12 @@ def recall(kept: KeyValue | None, start: int, k: Tensor, v: Tensor) -> tuple[Ten
         )
     kept.keys[:, start:end] = k
     kept.values[:, start:end] = v
+
+
+def recall(kept: KeyValue | None, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Write new keys and values behind the `start` that are kept; all of them, in the type of the new."""
+    if kept is None:
+        return k, v
+    keep(kept, start, k, v)
+    end = start + k.shape[1]
     return kept.keys[:, :end].to(k.dtype), kept.values[:, :end].to(v.dtype)

@@ -13,6 +13,7 @@ from search_space.layout import Branch, Layer, Layout
 from search_space.mixers.bigbird import BigBird
 from search_space.mixers.clockwork import Clockwork
 from search_space.mixers.deltanet import DeltaNet
+from search_space.mixers.fixed import Fixed
 from search_space.mixers.full import Full
 from search_space.mixers.gated_delta import GatedDelta
 from search_space.mixers.gla import GLA
@@ -40,6 +41,7 @@ from search_space.mixers.s4 import S4
 from search_space.mixers.s4d import S4D
 from search_space.mixers.shortconv import ShortConv
 from search_space.mixers.sru import SRU
+from search_space.mixers.strided import Strided
 from search_space.mixers.window import Window
 from search_space.notation import Word, Words, nearest, parse
 from search_space.setting import settings_of
@@ -52,6 +54,8 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Window,
         BigBird,
         Longformer,
+        Strided,
+        Fixed,
         MLA,
         Linear,
         Performer,

@@ -12,7 +12,7 @@ several times faster than powers of e and filling.
 """
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ WIDE_TILE_SCORES = 2**25
 
 NEVER = 2**30
 """The position of a key that nobody sees; differences of two positions fit 32 bits."""
+
+
+Tile: TypeAlias = tuple[slice, slice]
+"""Query blocks and texts that are worked on together."""
 
 
 class _Plan:
@@ -64,9 +68,15 @@ class _Plan:
         row = (torch.arange(batch, device=q.device)[:, None] * self.groups + group) * blocks
         # [N, B, P, M]: rows of the folded keys.
         self.rows = listed.unsqueeze(1) + row.unsqueeze(-1)
-        scores = batch * self.heads * block * self.keys.shape[-1]
-        most = TILE_SCORES if q.device.type == "cpu" else WIDE_TILE_SCORES
-        self.tile = max(1, most // scores)
+        scores = self.heads * block * self.keys.shape[-1]
+        most = max(1, (TILE_SCORES if q.device.type == "cpu" else WIDE_TILE_SCORES) // scores)
+        texts = min(batch, most)
+        blocks_at_once = max(1, most // batch)
+        self.tiles: list[Tile] = [
+            (slice(at, min(at + blocks_at_once, self.count)), slice(text, min(text + texts, batch)))
+            for at in range(0, self.count, blocks_at_once)
+            for text in range(0, batch, texts)
+        ]
 
     def fold_queries(self, x: Tensor) -> Tensor:
         """[B, T, H, *] → [N, B, P, R c, *]."""
@@ -90,36 +100,33 @@ class _Plan:
         x = x.view(batch, self.groups, -1, width).transpose(1, 2)
         return x[:, : x.shape[1] - self.key_back]
 
-    def gather(self, x: Tensor, tile: slice) -> Tensor:
+    def gather(self, x: Tensor, tile: Tile) -> Tensor:
         """The listed keys of a tile: [n B P, L, D]."""
         rows = self.rows[tile]
         count, listed = rows[..., 0].numel(), rows.shape[-1] * self.key_block
         return x.index_select(0, rows.flatten()).view(count, listed, -1)
 
-    def scatter(self, into: Tensor, x: Tensor, tile: slice) -> None:
+    def scatter(self, into: Tensor, x: Tensor, tile: Tile) -> None:
         """Add what belongs to the listed keys, [n B P, L, D], where they were taken from."""
         into.index_add_(0, self.rows[tile].flatten(), x.view(-1, into.shape[1]))
 
-    def mask(self, tile: slice, dtype: torch.dtype) -> Tensor:
+    def mask(self, tile: Tile, dtype: torch.dtype) -> Tensor:
         """[n, 1, I or 1, 1, c, L]: nought where a query sees a key, -inf elsewhere."""
-        distance = self.queries[tile][:, None, None, None, :, None] - self.keys[tile][:, None, :, None, None]
+        queries, keys = self.queries[tile[0]], self.keys[tile[0]]
+        distance = queries[:, None, None, None, :, None] - keys[:, None, :, None, None]
         hidden = distance.clamp(-1, 0)
         if self.window is not None:
             hidden = torch.minimum(hidden, distance.neg_().add_(self.window - 1).clamp_(-1, 0))
         # From 0 and -1 to 0 and -inf, in several passes that are together faster than one choice by condition.
         return hidden.to(dtype).add_(1).reciprocal_().neg_().add_(1)
 
-    def scores(self, q: Tensor, k: Tensor, tile: slice) -> Tensor:
+    def scores(self, q: Tensor, k: Tensor, tile: Tile) -> Tensor:
         """Queries [n B P, R c, K], already scaled, against gathered keys [n B P, L, K], -inf where hidden."""
         scores = torch.bmm(q, k.mT)
-        square = scores.view(
-            -1, self.rows.shape[1], self.sets, self.heads // self.sets, self.block, k.shape[1]
-        )
+        batch = tile[1].stop - tile[1].start
+        square = scores.view(-1, batch, self.sets, self.heads // self.sets, self.block, k.shape[1])
         square.add_(self.mask(tile, scores.dtype))
         return scores
-
-    def tiles(self) -> list[slice]:
-        return [slice(at, min(at + self.tile, self.count)) for at in range(0, self.count, self.tile)]
 
 
 class _Attend(torch.autograd.Function):
@@ -133,7 +140,7 @@ class _Attend(torch.autograd.Function):
         base = scale / math.log(2)
         output = q.new_empty(*q.shape[:-1], v.shape[1] // plan.key_block)
         most, total = q.new_empty(q.shape[:-1]), q.new_empty(q.shape[:-1])
-        for tile in plan.tiles():
+        for tile in plan.tiles:
             rows = q[tile].flatten(0, 2)
             scores = plan.scores(rows * base, plan.gather(k, tile), tile)
             # A row that sees nothing has no maximum; nought in its place makes its weights nought.
@@ -160,7 +167,7 @@ class _Attend(torch.autograd.Function):
             grad_output = grad_output.contiguous()
             lost = (grad_output * output).sum(-1).sub_(grad_sum)
             share = total.masked_fill(total == 0, 1.0).reciprocal()
-            for tile in plan.tiles():
+            for tile in plan.tiles:
                 rows, keys, values = q[tile].flatten(0, 2), plan.gather(k, tile), plan.gather(v, tile)
                 scores = plan.scores(rows * (ctx.scale / math.log(2)), keys, tile)
                 weights = scores.sub_(most[tile].flatten(0, 2)[..., None]).exp2_()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.block_attention.ops import block_attention_step, merge
 from search_space.frame import Frame
-from search_space.grouped import Grouped, banded, dense, fit_grouped, grouped_cost, joined, ramp, recall
+from search_space.grouped import Grouped, banded, dense, fit_grouped, grouped_cost, joined, keep, ramp, recall
 from search_space.setting import choice
 from search_space.spec import Cost, Mixer, MixerSpec
 from search_space.state import KeyValue, append_ring, read_ring
@@ -130,8 +130,7 @@ class LongformerMixer(Mixer):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The heads of x [..., H or G, K] by their kinds."""
-        share = x.shape[-2] // self.attention.kv_heads
-        return list(x.split([count * share for count, _ in self.kinds], dim=-2))
+        return self.attention.split(x, [count for count, _ in self.kinds])
 
     def push(self, state: LongformerState, k: list[Tensor], v: list[Tensor]) -> tuple[KeyValue, ...]:
         """The rings with new keys and values of each kind in them."""
@@ -161,13 +160,12 @@ class LongformerMixer(Mixer):
             after = replace(state, rings=self.push(state, self.split(k), self.split(v)), length=end)
             keys = [joined(past, *new) for past, new in zip(pasts, keys, strict=True)]
         parts = []
-        if self.own is not None:
-            sets = state.prefix if state else (None, None)
-            known = recall(sets[0], min(start, self.prefix), k[:, :ahead], v[:, :ahead])
-            if ahead:
-                q_own, k_own, v_own = self.own(x[:, :ahead], start)
-                k_own, v_own = recall(sets[1], start, k_own, v_own)
-                parts.append(dense(q_own, k_own, v_own, first=start)[0])
+        sets = state.prefix if state and self.own else (None, None)
+        known = recall(sets[0], min(start, self.prefix), k[:, :ahead], v[:, :ahead])
+        if self.own is not None and ahead:
+            q_own, k_own, v_own = self.own(x[:, :ahead], start)
+            k_own, v_own = recall(sets[1], start, k_own, v_own)
+            parts.append(dense(q_own, k_own, v_own, first=start)[0])
         if ahead < x.shape[1]:
             attended, total = self.others(q[:, ahead:], keys, end)
             if self.own is not None:
@@ -181,10 +179,11 @@ class LongformerMixer(Mixer):
         q, k, v = self.attention(x[:, None], at)
         rings = self.push(state, self.split(k), self.split(v))
         if self.own is not None and at < self.prefix:
-            recall(state.prefix[0], at, k, v)
+            keep(state.prefix[0], at, k, v)
             q, k, v = self.own(x[:, None], at)
-            k, v = recall(state.prefix[1], at, k, v)
-            attended, _ = block_attention_step(q[:, 0], k, v, torch.arange(at + 1, device=x.device))
+            keep(state.prefix[1], at, k, v)
+            slots, known = torch.arange(at + 1, device=x.device), state.prefix[1]
+            attended, _ = block_attention_step(q[:, 0], known.keys, known.values, slots)
         else:
             answers = []
             for own, ring, (_, gap) in zip(self.split(q[:, 0]), rings, self.kinds, strict=True):
