@@ -20,7 +20,7 @@ from search_space.state import KeyValue, start_key_value
 Kind = Literal["near", "far", "both"]
 """Which of two patterns a key head reads: the tokens at hand, the distant ones, or both in one softmax."""
 
-QUERY_BLOCK = 64
+QUERY_BLOCK = 32
 """Queries that gather their keys together: fewer gather too often, more see too little of what was gathered."""
 
 LEAST_BLOCK = 16
@@ -213,7 +213,8 @@ def every(x: Tensor, stride: int, first: int) -> Tensor:
     """
     front = first % stride
     back = -(front + x.shape[1]) % stride
-    x = pad(x, (0, 0) * (x.dim() - 2) + (front, back))
+    if front or back:
+        x = pad(x, (0, 0) * (x.dim() - 2) + (front, back))
     sequences: Tensor = x.unflatten(1, (-1, stride)).transpose(1, 2).flatten(0, 1)
     return sequences
 

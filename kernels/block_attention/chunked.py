@@ -5,7 +5,7 @@ blocks of d listed for each, I lists, P the sets of keys that are gathered (G, o
 R = H/P, n the query blocks of one tile, L = M d.
 After arXiv:2004.05150 and 2007.14062; the backward pass recomputes the weights as FlashAttention-2, arXiv:2307.08691.
 
-Scores exist for one tile at a time, in the forward pass and again in the backward pass; what is kept between them are
+Scores exist for one tile at a time, and where they are many again in the backward pass; what is then kept between are
 the inputs, the outputs, and the maximum and the sum of each row. The two are kept apart, because the logarithm of a
 sum near 10⁴ has no digits left for the weights. Powers are of two and masks are added, because on a CPU both are
 several times faster than powers of e and filling.
@@ -27,6 +27,9 @@ TILE_SCORES = 2**18
 WIDE_TILE_SCORES = 2**25
 """On other devices, where a tile costs launches."""
 
+KEPT_SCORES = 2**23
+"""Up to so many weights are kept for the backward pass; more are made again."""
+
 NEVER = 2**30
 """The position of a key that nobody sees; differences of two positions fit 32 bits."""
 
@@ -42,6 +45,7 @@ class _Plan:
         self,
         q: Tensor,
         k: Tensor,
+        v: Tensor,
         index: Tensor,
         positions: Tensor,
         block: int,
@@ -68,7 +72,10 @@ class _Plan:
         row = (torch.arange(batch, device=q.device)[:, None] * self.groups + group) * blocks
         # [N, B, P, M]: rows of the folded keys.
         self.rows = listed.unsqueeze(1) + row.unsqueeze(-1)
-        scores = self.heads * block * self.keys.shape[-1]
+        self.scores_in_all = batch * self.heads * index.shape[1] * block * self.keys.shape[-1]
+        # Of a tile's scores, its gathered keys and its gathered values the largest.
+        widest = max(q.shape[-1], v.shape[-1])
+        scores = self.sets * self.keys.shape[-1] * max(self.heads // self.sets * block, widest)
         most = max(1, (TILE_SCORES if q.device.type == "cpu" else WIDE_TILE_SCORES) // scores)
         texts = min(batch, most)
         blocks_at_once = max(1, most // batch)
@@ -80,7 +87,8 @@ class _Plan:
 
     def fold_queries(self, x: Tensor) -> Tensor:
         """[B, T, H, *] → [N, B, P, R c, *]."""
-        x = pad(x, (0, 0) * (x.dim() - 2) + (self.front, self.back))
+        if self.front or self.back:
+            x = pad(x, (0, 0) * (x.dim() - 2) + (self.front, self.back))
         x = x.unflatten(1, (self.count, self.block)).unflatten(3, (self.sets, -1))
         return x.movedim((1, 0, 3, 4, 2), (0, 1, 2, 3, 4)).flatten(3, 4)
 
@@ -92,8 +100,9 @@ class _Plan:
 
     def fold_keys(self, x: Tensor) -> Tensor:
         """[B, S, G, D] → [B G S/d, d D]."""
-        x = pad(x, (0, 0, 0, 0, 0, self.key_back)).transpose(1, 2)
-        return x.reshape(-1, self.key_block * x.shape[-1])
+        if self.key_back:
+            x = pad(x, (0, 0, 0, 0, 0, self.key_back))
+        return x.transpose(1, 2).reshape(-1, self.key_block * x.shape[-1])
 
     def unfold_keys(self, x: Tensor, batch: int, width: int) -> Tensor:
         """[B G S/d, d D] → [B, S, G, D]."""
@@ -140,6 +149,7 @@ class _Attend(torch.autograd.Function):
         base = scale / math.log(2)
         output = q.new_empty(*q.shape[:-1], v.shape[1] // plan.key_block)
         most, total = q.new_empty(q.shape[:-1]), q.new_empty(q.shape[:-1])
+        kept: list[Tensor] = []
         for tile in plan.tiles:
             rows = q[tile].flatten(0, 2)
             scores = plan.scores(rows * base, plan.gather(k, tile), tile)
@@ -148,10 +158,12 @@ class _Attend(torch.autograd.Function):
             high.masked_fill_(high == -torch.inf, 0.0)
             weights = scores.sub_(high).exp2_()
             summed = weights.sum(-1, keepdim=True)
-            part = torch.bmm(weights, plan.gather(v, tile)).div_(summed.masked_fill(summed == 0, 1.0))
-            output[tile] = part.view_as(output[tile])
+            weights.div_(summed.masked_fill(summed == 0, 1.0))
+            output[tile] = torch.bmm(weights, plan.gather(v, tile)).view_as(output[tile])
+            if plan.scores_in_all <= KEPT_SCORES and any(ctx.needs_input_grad):
+                kept.append(weights)
             most[tile], total[tile] = high.view_as(most[tile]), summed.view_as(total[tile])
-        ctx.save_for_backward(q, k, v, output, most, total)
+        ctx.save_for_backward(q, k, v, output, most, total, *kept)
         ctx.plan, ctx.scale = plan, scale
         return output, (most + total.log2()) * math.log(2)
 
@@ -160,21 +172,24 @@ class _Attend(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor, grad_sum: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, output, most, total = ctx.saved_tensors
+        q, k, v, output, most, total, *kept = ctx.saved_tensors
         plan: _Plan = ctx.plan
         with torch.autocast(q.device.type, enabled=False):
             grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
             grad_output = grad_output.contiguous()
             lost = (grad_output * output).sum(-1).sub_(grad_sum)
             share = total.masked_fill(total == 0, 1.0).reciprocal()
-            for tile in plan.tiles:
-                rows, keys, values = q[tile].flatten(0, 2), plan.gather(k, tile), plan.gather(v, tile)
-                scores = plan.scores(rows * (ctx.scale / math.log(2)), keys, tile)
-                weights = scores.sub_(most[tile].flatten(0, 2)[..., None]).exp2_()
-                weights.mul_(share[tile].flatten(0, 2)[..., None])
+            for number, tile in enumerate(plan.tiles):
+                rows, keys = q[tile].flatten(0, 2), plan.gather(k, tile)
+                if kept:
+                    weights = kept[number]
+                else:
+                    weights = plan.scores(rows * (ctx.scale / math.log(2)), keys, tile)
+                    weights.sub_(most[tile].flatten(0, 2)[..., None]).exp2_()
+                    weights.mul_(share[tile].flatten(0, 2)[..., None])
                 outward = grad_output[tile].flatten(0, 2)
                 plan.scatter(grad_v, torch.bmm(weights.mT, outward), tile)
-                inward = torch.bmm(outward, values.mT).sub_(lost[tile].flatten(0, 2)[..., None])
+                inward = torch.bmm(outward, plan.gather(v, tile).mT).sub_(lost[tile].flatten(0, 2)[..., None])
                 inward.mul_(weights)
                 grad_q[tile] = torch.bmm(inward, keys).mul_(ctx.scale).view_as(grad_q[tile])
                 plan.scatter(grad_k, torch.bmm(inward.mT, rows), tile)
@@ -195,7 +210,7 @@ def block_attention(
 ) -> tuple[Tensor, Tensor]:
     """All queries, a tile of blocks at a time; index [I, N, M], positions [S]; else as in `ops.block_attention`."""
     dtype, out_dtype = working_dtype(q, k, v), v.dtype
-    plan = _Plan(q, k, index, positions, block, key_block, first, window)
+    plan = _Plan(q, k, v, index, positions, block, key_block, first, window)
     with torch.autocast(q.device.type, enabled=False):
         queries = plan.fold_queries(q.to(dtype)).contiguous()
         keys, values = plan.fold_keys(k.to(dtype)), plan.fold_keys(v.to(dtype))

@@ -140,15 +140,15 @@ def merge(outputs: Sequence[Tensor], sums: Sequence[Tensor]) -> tuple[Tensor, Te
         high = totals.detach().amax(0)
         high = high.masked_fill(high == -torch.inf, 0.0)
         weights = (totals - high).exp()
-        summed = weights.sum(0)
+        summed = weights[0]
+        mixed = outputs[0].to(dtype)
+        for weight, output in zip(weights[1:], outputs[1:], strict=True):
+            summed = summed + weight
+            share = weight / summed.masked_fill(summed == 0, 1.0)
+            mixed = torch.lerp(mixed, output.to(dtype), share.unsqueeze(-1))
         nothing = summed == 0
-        summed = summed.masked_fill(nothing, 1.0)
-        mixed = sum(
-            (weight / summed).unsqueeze(-1) * output.to(dtype)
-            for weight, output in zip(weights, outputs, strict=True)
-        )
-        assert isinstance(mixed, Tensor)
-        return mixed.to(outputs[0].dtype), (high + summed.log()).masked_fill(nothing, -torch.inf)
+        total = high + summed.masked_fill(nothing, 1.0).log()
+        return mixed.to(outputs[0].dtype), total.masked_fill(nothing, -torch.inf)
 
 
 def _lists(name: str, label: str, lists: Tensor, heads: int, groups: int) -> int:
