@@ -23,6 +23,9 @@ Kind = Literal["near", "far", "both"]
 QUERY_BLOCK = 32
 """Queries that gather their keys together: fewer gather too often, more see too little of what was gathered."""
 
+KEY_BLOCK = 32
+"""Keys of a dense part that are left out together where they are all to come."""
+
 LEAST_BLOCK = 16
 """Below this the products of a block are too small to keep a core busy."""
 
@@ -179,14 +182,19 @@ def dense(
 ) -> tuple[Tensor, Tensor]:
     """Attention over every key at a position up to one's own; for keys that are few.
 
-    q [B, T, H, K] from position `first` on; k [B, S, G, K] and v [B, S, G, V] at `positions` [S], or from 0 on.
+    q [B, T, H, K] from position `first` on; k [B, S, G, K] and v [B, S, G, V] at `positions` [S], which never fall,
+    or from 0 on.
     """
-    block = min(QUERY_BLOCK, first + q.shape[1])
-    blocks = (first + q.shape[1] - 1) // block - first // block + 1
-    index = torch.zeros(blocks, 1, dtype=torch.long, device=q.device)
-    return block_attention(
-        q, k, v, index, block=block, key_block=k.shape[1], first=first, positions=positions
+    if positions is None:
+        positions = torch.arange(k.shape[1], device=q.device)
+    block, key_block = min(QUERY_BLOCK, first + q.shape[1]), min(KEY_BLOCK, k.shape[1])
+    begins = positions[::key_block]
+    last = (
+        torch.arange(first // block + 1, (first + q.shape[1] - 1) // block + 2, device=q.device) * block - 1
     )
+    blocks = torch.arange(len(begins), device=q.device)
+    index = torch.where(begins <= last[:, None], blocks, -1)
+    return block_attention(q, k, v, index, block=block, key_block=key_block, first=first, positions=positions)
 
 
 def walled(q: Tensor, k: Tensor, v: Tensor, *, block: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ several times faster than powers of e and filling.
 """
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +34,14 @@ NEVER = 2**30
 """The position of a key that nobody sees; differences of two positions fit 32 bits."""
 
 
-Tile: TypeAlias = tuple[slice, slice]
-"""Query blocks and texts that are worked on together."""
+class _Tile(NamedTuple):
+    """Query blocks and texts that are worked on together, and the keys that they gather."""
+
+    at: tuple[slice, slice]
+    rows: Tensor
+    """[n, B, P, M]: rows of the folded keys."""
+    keys: Tensor
+    """[n, I, L]: the positions of those keys."""
 
 
 class _Plan:
@@ -65,25 +71,30 @@ class _Plan:
         start = torch.arange(self.count, device=q.device, dtype=torch.int32) * block + first - self.front
         self.queries = start[:, None] + torch.arange(block, device=q.device, dtype=torch.int32)
         where = pad(positions.to(torch.int32), (0, self.key_back), value=NEVER).view(blocks, key_block)
-        listed = index.transpose(0, 1).clamp(min=0)
-        # [N, I, L]: an absent block lies where nobody sees it.
-        self.keys = where[listed].masked_fill(index.transpose(0, 1).unsqueeze(-1) < 0, NEVER).flatten(2)
+        listed = index.transpose(0, 1)
+        # [N, I, M, d]: an absent block lies where nobody sees it.
+        keys = where[listed.clamp(min=0)].masked_fill(listed.unsqueeze(-1) < 0, NEVER)
         group = torch.arange(self.sets, device=q.device) * self.groups // self.sets
         row = (torch.arange(batch, device=q.device)[:, None] * self.groups + group) * blocks
-        # [N, B, P, M]: rows of the folded keys.
-        self.rows = listed.unsqueeze(1) + row.unsqueeze(-1)
-        self.scores_in_all = batch * self.heads * index.shape[1] * block * self.keys.shape[-1]
+        rows = listed.clamp(min=0).unsqueeze(1) + row.unsqueeze(-1)
+        length = rows.shape[-1] * key_block
+        self.scores_in_all = batch * self.heads * self.count * block * length
         # Of a tile's scores, its gathered keys and its gathered values the largest.
         widest = max(q.shape[-1], v.shape[-1])
-        scores = self.sets * self.keys.shape[-1] * max(self.heads // self.sets * block, widest)
+        scores = self.sets * length * max(self.heads // self.sets * block, widest)
         most = max(1, (TILE_SCORES if q.device.type == "cpu" else WIDE_TILE_SCORES) // scores)
-        texts = min(batch, most)
-        blocks_at_once = max(1, most // batch)
-        self.tiles: list[Tile] = [
-            (slice(at, min(at + blocks_at_once, self.count)), slice(text, min(text + texts, batch)))
-            for at in range(0, self.count, blocks_at_once)
+        texts, together = min(batch, most), max(1, most // batch)
+        self.tiles = [
+            _Tile(
+                (slice(at, end), slice(text, min(text + texts, batch))),
+                rows[at:end, text : text + texts],
+                keys[at:end],
+            )
+            for at in range(0, self.count, together)
+            for end in (min(at + together, self.count),)
             for text in range(0, batch, texts)
         ]
+        self.tiles = [_without_absent(tile, listed[tile.at[0]]) for tile in self.tiles]
 
     def fold_queries(self, x: Tensor) -> Tensor:
         """[B, T, H, *] → [N, B, P, R c, *]."""
@@ -109,19 +120,18 @@ class _Plan:
         x = x.view(batch, self.groups, -1, width).transpose(1, 2)
         return x[:, : x.shape[1] - self.key_back]
 
-    def gather(self, x: Tensor, tile: Tile) -> Tensor:
+    def gather(self, x: Tensor, tile: _Tile) -> Tensor:
         """The listed keys of a tile: [n B P, L, D]."""
-        rows = self.rows[tile]
-        count, listed = rows[..., 0].numel(), rows.shape[-1] * self.key_block
-        return x.index_select(0, rows.flatten()).view(count, listed, -1)
+        count, listed = tile.rows[..., 0].numel(), tile.rows.shape[-1] * self.key_block
+        return x.index_select(0, tile.rows.flatten()).view(count, listed, -1)
 
-    def scatter(self, into: Tensor, x: Tensor, tile: Tile) -> None:
+    def scatter(self, into: Tensor, x: Tensor, tile: _Tile) -> None:
         """Add what belongs to the listed keys, [n B P, L, D], where they were taken from."""
-        into.index_add_(0, self.rows[tile].flatten(), x.view(-1, into.shape[1]))
+        into.index_add_(0, tile.rows.flatten(), x.view(-1, into.shape[1]))
 
-    def mask(self, tile: Tile, dtype: torch.dtype) -> Tensor:
+    def mask(self, tile: _Tile, dtype: torch.dtype) -> Tensor:
         """[n, 1, I or 1, 1, c, L]: nought where a query sees a key, -inf elsewhere."""
-        queries, keys = self.queries[tile[0]], self.keys[tile[0]]
+        queries, keys = self.queries[tile.at[0]], tile.keys
         distance = queries[:, None, None, None, :, None] - keys[:, None, :, None, None]
         hidden = distance.clamp(-1, 0)
         if self.window is not None:
@@ -129,13 +139,23 @@ class _Plan:
         # From 0 and -1 to 0 and -inf, in several passes that are together faster than one choice by condition.
         return hidden.to(dtype).add_(1).reciprocal_().neg_().add_(1)
 
-    def scores(self, q: Tensor, k: Tensor, tile: Tile) -> Tensor:
+    def scores(self, q: Tensor, k: Tensor, tile: _Tile) -> Tensor:
         """Queries [n B P, R c, K], already scaled, against gathered keys [n B P, L, K], -inf where hidden."""
         scores = torch.bmm(q, k.mT)
-        batch = tile[1].stop - tile[1].start
-        square = scores.view(-1, batch, self.sets, self.heads // self.sets, self.block, k.shape[1])
+        square = scores.view(*tile.rows.shape[:2], self.sets, self.heads // self.sets, self.block, k.shape[1])
         square.add_(self.mask(tile, scores.dtype))
         return scores
+
+
+def _without_absent(tile: _Tile, listed: Tensor) -> _Tile:
+    """The tile without the columns in which none of its lists [n, I, M] names a block, and its keys [n, I, M, d] in a row.
+
+    Elsewhere than on a CPU the question would stall the device, and the columns stay.
+    """
+    used = (listed >= 0).flatten(0, 1).any(0) if listed.device.type == "cpu" else None
+    if used is None or torch.compiler.is_compiling() or used.all() or not used.any():
+        return tile._replace(keys=tile.keys.flatten(2))
+    return tile._replace(rows=tile.rows[..., used], keys=tile.keys[:, :, used].flatten(2))
 
 
 class _Attend(torch.autograd.Function):
@@ -151,7 +171,7 @@ class _Attend(torch.autograd.Function):
         most, total = q.new_empty(q.shape[:-1]), q.new_empty(q.shape[:-1])
         kept: list[Tensor] = []
         for tile in plan.tiles:
-            rows = q[tile].flatten(0, 2)
+            rows = q[tile.at].flatten(0, 2)
             scores = plan.scores(rows * base, plan.gather(k, tile), tile)
             # A row that sees nothing has no maximum; nought in its place makes its weights nought.
             high = scores.amax(-1, keepdim=True)
@@ -159,10 +179,10 @@ class _Attend(torch.autograd.Function):
             weights = scores.sub_(high).exp2_()
             summed = weights.sum(-1, keepdim=True)
             weights.div_(summed.masked_fill(summed == 0, 1.0))
-            output[tile] = torch.bmm(weights, plan.gather(v, tile)).view_as(output[tile])
+            output[tile.at] = torch.bmm(weights, plan.gather(v, tile)).view_as(output[tile.at])
             if plan.scores_in_all <= KEPT_SCORES and any(ctx.needs_input_grad):
                 kept.append(weights)
-            most[tile], total[tile] = high.view_as(most[tile]), summed.view_as(total[tile])
+            most[tile.at], total[tile.at] = high.view_as(most[tile.at]), summed.view_as(total[tile.at])
         ctx.save_for_backward(q, k, v, output, most, total, *kept)
         ctx.plan, ctx.scale = plan, scale
         return output, (most + total.log2()) * math.log(2)
@@ -180,18 +200,20 @@ class _Attend(torch.autograd.Function):
             lost = (grad_output * output).sum(-1).sub_(grad_sum)
             share = total.masked_fill(total == 0, 1.0).reciprocal()
             for number, tile in enumerate(plan.tiles):
-                rows, keys = q[tile].flatten(0, 2), plan.gather(k, tile)
+                rows, keys = q[tile.at].flatten(0, 2), plan.gather(k, tile)
                 if kept:
                     weights = kept[number]
                 else:
                     weights = plan.scores(rows * (ctx.scale / math.log(2)), keys, tile)
-                    weights.sub_(most[tile].flatten(0, 2)[..., None]).exp2_()
-                    weights.mul_(share[tile].flatten(0, 2)[..., None])
-                outward = grad_output[tile].flatten(0, 2)
+                    weights.sub_(most[tile.at].flatten(0, 2)[..., None]).exp2_()
+                    weights.mul_(share[tile.at].flatten(0, 2)[..., None])
+                outward = grad_output[tile.at].flatten(0, 2)
                 plan.scatter(grad_v, torch.bmm(weights.mT, outward), tile)
-                inward = torch.bmm(outward, plan.gather(v, tile).mT).sub_(lost[tile].flatten(0, 2)[..., None])
+                inward = torch.bmm(outward, plan.gather(v, tile).mT).sub_(
+                    lost[tile.at].flatten(0, 2)[..., None]
+                )
                 inward.mul_(weights)
-                grad_q[tile] = torch.bmm(inward, keys).mul_(ctx.scale).view_as(grad_q[tile])
+                grad_q[tile.at] = torch.bmm(inward, keys).mul_(ctx.scale).view_as(grad_q[tile.at])
                 plan.scatter(grad_k, torch.bmm(inward.mT, rows), tile)
         return grad_q, grad_k.mul_(ctx.scale), grad_v, None, None
 
