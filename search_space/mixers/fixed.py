@@ -41,7 +41,7 @@ class Fixed(MixerSpec):
     needs: ClassVar[frozenset[Need]] = frozenset({"depth"})
 
     stride: int | None = choice(32, 64, 128, 256, 512, unit="tokens", searched=True)
-    summary: int | None = choice(1, 4, 8, 16, 32, unit="tokens", searched=True)
+    summary: int | None = choice(4, 8, 16, 32, unit="tokens", searched=True)
     mode: str = choice("union", "layer", "head")
     """Block and summaries in one softmax, one a layer in turn, or one for each half of the key heads."""
     heads: int | None = choice(8, 16, 32, 64, unit="heads")

@@ -54,7 +54,7 @@ SPECS: list[Strided | Fixed] = [
     Strided(stride=4),
     Strided(stride=12),
     Strided(stride=48),
-    Fixed(stride=4, summary=1),
+    Fixed(stride=12, summary=8),
     Fixed(stride=8, summary=4),
     Fixed(stride=8, summary=8),
     Fixed(stride=20, summary=4),
@@ -263,7 +263,7 @@ def test_sizes_that_do_not_fit_are_named_and_shrinking_keeps_them_fitting() -> N
     with pytest.raises(ValueError, match="summary=16 is more than a block of stride=8"):
         Fixed(stride=8, summary=16).sized(FRAME)
     target = Frame(width=1024, train_length=4096)
-    for stride, summary in ((32, 32), (128, 8), (512, 1), (4096, 4096), (4096, 4000)):
+    for stride, summary in ((32, 32), (128, 8), (512, 4), (4096, 4096), (4096, 4000)):
         for train in (4, 20, 32, 64):
             proxy = replace(FRAME, train_length=train)
             small = shrink(Fixed(stride=stride, summary=summary), target, proxy).sized(proxy)
@@ -276,7 +276,7 @@ def test_settings_change_what_is_read(far: Far) -> None:
         (Strided(stride=8, heads=4), [{"stride": 12}, {"mode": "layer"}, {"mode": "head"}]),
         (
             Fixed(stride=8, summary=4, heads=4),
-            [{"stride": 12}, {"summary": 1}, {"mode": "layer"}, {"mode": "head"}],
+            [{"stride": 12}, {"summary": 8}, {"mode": "layer"}, {"mode": "head"}],
         ),
     ):
         made = base.build(FRAME)
