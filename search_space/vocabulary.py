@@ -10,9 +10,11 @@ from search_space.channel.relu2 import ReLU2
 from search_space.channel.swiglu import SwiGLU
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
+from search_space.mixers.bigbird import BigBird
 from search_space.mixers.clockwork import Clockwork
 from search_space.mixers.deltanet import DeltaNet
 from search_space.mixers.differential import Differential
+from search_space.mixers.fixed import Fixed
 from search_space.mixers.full import Full
 from search_space.mixers.gated_delta import GatedDelta
 from search_space.mixers.gla import GLA
@@ -22,6 +24,7 @@ from search_space.mixers.kda import KDA
 from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
 from search_space.mixers.loglinear import LogLinear
+from search_space.mixers.longformer import Longformer
 from search_space.mixers.lstm import LSTM
 from search_space.mixers.mamba import Mamba
 from search_space.mixers.mamba2 import Mamba2
@@ -39,6 +42,7 @@ from search_space.mixers.s4 import S4
 from search_space.mixers.s4d import S4D
 from search_space.mixers.shortconv import ShortConv
 from search_space.mixers.sru import SRU
+from search_space.mixers.strided import Strided
 from search_space.mixers.window import Window
 from search_space.notation import Word, Words, nearest, parse
 from search_space.setting import settings_of
@@ -50,6 +54,10 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Full,
         Differential,
         Window,
+        Strided,
+        Fixed,
+        Longformer,
+        BigBird,
         MLA,
         Linear,
         Performer,
