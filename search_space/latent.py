@@ -5,6 +5,7 @@ After DeepSeek-V2 (arXiv:2405.04434) and V3 (arXiv:2412.19437).
 """
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,21 +46,29 @@ class LatentSizes:
         return self.weights(width) + self.rank + self.query_rank
 
 
-def latent_sizes(
-    frame: Frame,
-    *,
-    rank: int | None,
-    query_rank: int,
-    shared: int | None,
-    heads: int | None,
-    head_dim: int | None,
-) -> LatentSizes:
-    """The sizes with those filled in that were left to the frame: a quarter of the width, up to 512, is latent."""
-    heads, head_dim = fit_heads(frame, heads, head_dim)
+class LatentSettings(Protocol):
+    """What a latent attention's spec lets one choose of its sizes; None is left to the frame."""
+
+    @property
+    def rank(self) -> int | None: ...
+    @property
+    def query_rank(self) -> int | None: ...
+    @property
+    def shared(self) -> int | None: ...
+    @property
+    def heads(self) -> int | None: ...
+    @property
+    def head_dim(self) -> int | None: ...
+
+
+def latent_sizes(spec: LatentSettings, frame: Frame) -> LatentSizes:
+    """The sizes in a frame: left to it, a quarter of the width is latent, up to 512, and half of it for queries, up to 1536."""
+    heads, head_dim = fit_heads(frame, spec.heads, spec.head_dim)
+    low = spec.query_rank
     return LatentSizes(
-        rank=rank or min(512, round_to(frame.width / 4, 8)),
-        query_rank=query_rank,
-        shared=shared or round_to(head_dim / 2, 8),
+        rank=spec.rank or min(512, round_to(frame.width / 4, 8)),
+        query_rank=min(1536, round_to(frame.width / 2, 8)) if low is None else low,
+        shared=spec.shared or round_to(head_dim / 2, 8),
         heads=heads,
         head_dim=head_dim,
     )

@@ -12,6 +12,7 @@ from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
 from search_space.mixers.clockwork import Clockwork
 from search_space.mixers.deltanet import DeltaNet
+from search_space.mixers.dsa import DSA
 from search_space.mixers.full import Full
 from search_space.mixers.gated_delta import GatedDelta
 from search_space.mixers.gla import GLA
@@ -49,6 +50,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Full,
         Window,
         MLA,
+        DSA,
         Linear,
         Performer,
         RetNet,

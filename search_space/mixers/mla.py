@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.softmax_attention.ops import softmax_attention, softmax_attention_step
 from search_space.frame import Frame
-from search_space.latent import LatentMixer, LatentSizes, LatentState, latent_sizes, pushed
+from search_space.latent import LatentMixer, LatentState, latent_sizes, pushed
 from search_space.parts import attend_flops, mean_visible
 from search_space.setting import choice
 from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
@@ -35,23 +35,11 @@ class MLA(MixerSpec):
     head_dim: int | None = choice(64, 128, unit="head")
     rotary: float = choice(1.0, 0.0)
 
-    def sizes(self, frame: Frame) -> LatentSizes:
-        """All sizes in this frame."""
-        return latent_sizes(
-            frame,
-            rank=self.rank,
-            query_rank=self.query_rank,
-            shared=self.shared,
-            heads=self.heads,
-            head_dim=self.head_dim,
-        )
-
     def sized(self, frame: Frame) -> Self:
-        sizes = self.sizes(frame)
-        return replace(self, rank=sizes.rank, shared=sizes.shared, heads=sizes.heads, head_dim=sizes.head_dim)
+        return replace(self, **vars(latent_sizes(self, frame)))
 
     def cost(self, frame: Frame) -> Cost:
-        sizes = self.sizes(frame)
+        sizes = latent_sizes(self, frame)
         held = frame.batch * frame.context * (sizes.rank + sizes.shared) * frame.dtype_bytes
         key, weights = sizes.head_dim + sizes.shared, sizes.weights(frame.width)
         expanded = attend_flops(sizes.heads, key, sizes.head_dim, mean_visible(frame.context))
@@ -64,7 +52,7 @@ class MLA(MixerSpec):
         )
 
     def build(self, frame: Frame) -> Mixer:
-        return MLAMixer(self.sizes(frame), frame, rotary=self.rotary)
+        return MLAMixer(latent_sizes(self, frame), frame, rotary=self.rotary)
 
 
 class MLAMixer(LatentMixer):

@@ -16,7 +16,7 @@ from search_space.family import FAMILIES
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout, from_json
 from search_space.setting import Value, settings_of
-from search_space.spec import Mixer, shrink
+from search_space.spec import Mixer, Stream, shrink
 from search_space.state import state_bytes
 from search_space.vocabulary import VOCABULARY, branch_of, mixer_of, read
 
@@ -29,6 +29,8 @@ SIZES = {
     "heads": (1, 2, 4, 6),
     "groups": (1, 2, 3),
 }
+CHOOSERS = {"dsa"}
+"""Words that choose single tokens by score: rounding may exchange two of nearly one score, and a token need not be read."""
 NOTHING = Branch("none")
 LONGEST = 75
 MOST_DRAWS = 200
@@ -90,6 +92,17 @@ def step_through(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     return torch.stack(outputs, dim=1), state
 
 
+def chooses(layer: Layer) -> bool:
+    return any(branch.mixer in CHOOSERS for branch in layer.branches)
+
+
+def error_of(got: Tensor, wanted: Tensor, layer: Layer) -> Tensor:
+    """Root mean square of the error over that of what is wanted; of the better three quarters of rows where tokens are chosen."""
+    rows = (got - wanted).square().mean(-1).flatten().sort().values
+    kept = rows[: len(rows) * 3 // 4] if chooses(layer) else rows
+    return (kept.mean() / wanted.square().mean()).sqrt()
+
+
 def tensors(state: Any) -> list[Tensor]:
     if isinstance(state, Tensor):
         return [state]
@@ -145,7 +158,7 @@ def test_a_low_precision_cache_stays_near_the_exact_one(layer: Layer) -> None:
     rough.load_state_dict(exact.state_dict())
     y, _ = step_through(exact, x, exact.start(2, 40))
     z, _ = step_through(rough, x, rough.start(2, 40))
-    assert 0 < (y - z).square().mean().sqrt() < 0.03 * y.square().mean().sqrt() or torch.equal(y, z)
+    assert 0 < error_of(z, y, layer) < 0.03 or torch.equal(y, z)
     assert ("full" in str(layer)) <= (not torch.equal(y, z))
 
 
@@ -161,12 +174,14 @@ def test_no_future(mixer: Mixer) -> None:
         assert (z[:, -1] - y[:, -1]).abs().max() > 1e-3
 
 
-def test_a_token_from_the_past_is_seen(mixer: Mixer) -> None:
+def test_a_token_from_the_past_is_seen(mixer: Mixer, layer: Layer) -> None:
     x = tokens()
+    # The next token sees it; where tokens are chosen, one of the later ones does.
+    place, last = (30, LONGEST) if chooses(layer) else (70, 72)
     changed = x.clone()
-    changed[:, 70] = torch.randn_like(changed[:, 70])
+    changed[:, place] = torch.randn_like(changed[:, place])
     y, z = mixer(x)[0], mixer(changed)[0]
-    assert (z[:, 71] - y[:, 71]).abs().max() > 1e-4
+    assert (z[:, place + 1 : last] - y[:, place + 1 : last]).abs().max() > 1e-4
 
 
 def test_no_gradient_reaches_the_future(mixer: Mixer) -> None:
@@ -289,10 +304,10 @@ def test_it_learns(layer: Layer, low: bool) -> None:
     losses = []
     for number in range(30):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-            y, _ = mixer(x)
+            y, _, stream = mixer.forward_with(x, None, Stream())
         loss = (y.float() - wanted).square().mean()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        sum(stream.losses, loss).backward()  # type: ignore[no-untyped-call]
         for name, weight in mixer.named_parameters():
             assert weight.grad is not None, name
             assert weight.grad.isfinite().all(), name
@@ -302,7 +317,7 @@ def test_it_learns(layer: Layer, low: bool) -> None:
     assert losses[-1] < 0.75 * losses[0]
 
 
-def test_autocast_keeps_the_output_near(mixer: Mixer) -> None:
+def test_autocast_keeps_the_output_near(mixer: Mixer, layer: Layer) -> None:
     x = tokens(length=30)
     with torch.no_grad():
         exact, _ = mixer(x)
@@ -310,7 +325,7 @@ def test_autocast_keeps_the_output_near(mixer: Mixer) -> None:
             rough, state = mixer(x[:, :20], mixer.start(2, 30))
             rest, _ = step_through(mixer, x[:, 20:], state)
     rough = torch.cat([rough, rest], dim=1).float()
-    assert (rough - exact).square().mean().sqrt() < 0.05 * exact.square().mean().sqrt()
+    assert error_of(rough, exact, layer) < 0.05
 
 
 def test_text_and_json_round_trip(layer: Layer) -> None:
