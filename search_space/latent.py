@@ -14,6 +14,7 @@ from search_space.frame import Frame, round_to
 from search_space.parts import Norm, fit_heads
 from search_space.rotary import rotate
 from search_space.spec import DTYPES, Mixer
+from search_space.state import push
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +73,6 @@ def latent_sizes(spec: LatentSettings, frame: Frame) -> LatentSizes:
         heads=heads,
         head_dim=head_dim,
     )
-
-
-def push(cache: Tensor, new: Tensor, length: int) -> int:
-    """Write new rows [B, T, C] into a cache [B, S, C] after the `length` that are there; their number afterwards.
-
-    Raises:
-        ValueError: the cache has fewer free rows than tokens came.
-    """
-    end = length + new.shape[1]
-    if end > cache.shape[1]:
-        raise ValueError(
-            f"{end} tokens do not fit a cache of {cache.shape[1]}: start it with a larger max_len"
-        )
-    cache[:, length:end] = new
-    return end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -235,7 +235,7 @@ def shrink(spec: AnySpec, target: Frame, proxy: Frame) -> AnySpec:
         # A size of nought says that the part is absent, and stays so.
         if setting.unit in by_unit and value:
             values[name] = round_to(value * by_unit[setting.unit], UNITS[setting.unit].step)
-        if setting.unit == "tokens" and value < target.train_length:
+        if setting.unit == "tokens" and 0 < value < target.train_length:
             values[name] = min(values[name], _below(proxy.train_length, UNITS["tokens"].step))
     if "heads" in settings:
         heads, head_dim = getattr(full, "heads"), getattr(full, "head_dim")  # noqa: B009

@@ -18,6 +18,7 @@ from search_space.mixers.gated_delta import GatedDelta
 from search_space.mixers.gla import GLA
 from search_space.mixers.hgrn2 import HGRN2
 from search_space.mixers.hyena import Hyena
+from search_space.mixers.infini import Infini
 from search_space.mixers.kda import KDA
 from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
@@ -39,6 +40,7 @@ from search_space.mixers.s4 import S4
 from search_space.mixers.s4d import S4D
 from search_space.mixers.shortconv import ShortConv
 from search_space.mixers.sru import SRU
+from search_space.mixers.transformer_xl import TransformerXL
 from search_space.mixers.window import Window
 from search_space.notation import Word, Words, nearest, parse
 from search_space.setting import settings_of
@@ -51,6 +53,8 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Window,
         MLA,
         DSA,
+        TransformerXL,
+        Infini,
         Linear,
         Performer,
         RetNet,

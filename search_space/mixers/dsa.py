@@ -14,10 +14,11 @@ from kernels.selected_attention.ops import selected_attention
 from kernels.softmax_attention.ops import softmax_attention, softmax_attention_step
 from search_space.frame import Frame
 from search_space.indexer import Index, Looked, index_weights
-from search_space.latent import LatentMixer, LatentSizes, Projected, latent_sizes, push
+from search_space.latent import LatentMixer, LatentSizes, Projected, latent_sizes
 from search_space.parts import attend_flops, mean_visible
 from search_space.setting import choice
 from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Need, Stream
+from search_space.state import push
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,7 @@ class DSA(MixerSpec):
         sizes = latent_sizes(self, frame)
         index_heads = self.index_heads or (sizes.heads // 2 if sizes.heads % 2 == 0 else 1)
         if sizes.heads % index_heads:
-            raise ValueError(
-                f"dsa: index_heads={index_heads} does not divide its {sizes.heads} heads at width {frame.width}"
-            )
+            raise ValueError(f"dsa: index_heads={index_heads} does not divide its {sizes.heads} heads")
         return replace(
             self,
             top_k=self.top_k or max(4, frame.train_length // 8 // 4 * 4),

@@ -31,6 +31,8 @@ SIZES = {
 }
 CHOOSERS = {"dsa"}
 """Words that choose single tokens by score: rounding may exchange two of nearly one score, and a token need not be read."""
+LATE = {"infini", "compressive"}
+"""Words with parts that work on what has long passed: they learn in longer lessons."""
 NOTHING = Branch("none")
 LONGEST = 75
 MOST_DRAWS = 200
@@ -289,9 +291,20 @@ def test_zeros_in_give_numbers_out(mixer: Mixer) -> None:
     assert step_through(mixer, x, mixer.start(1, 20))[0].isfinite().all()
 
 
-def lesson() -> tuple[Tensor, Tensor]:
+def lesson_length(layer: Layer) -> int:
+    """Tokens of a lesson in which every part of the layer has work: beyond its spans where it has parts that are late."""
+    if not any(branch.mixer in LATE for branch in layer.branches):
+        return 24
+    specs = [mixer_of(branch).sized(FRAME) for branch in layer.branches]
+    spans = [
+        getattr(spec, own.name) for spec in specs for own in settings_of(type(spec)) if own.unit == "tokens"
+    ]
+    return max(24, 2 * sum(spans) + 4)
+
+
+def lesson(length: int = 24) -> tuple[Tensor, Tensor]:
     """Sequences whose answer at each token mixes it with the one before, as a residual layer must learn."""
-    x = torch.randn(4, 24, 64)
+    x = torch.randn(4, length, 64)
     before = torch.cat([torch.zeros(4, 1, 64), x[:, :-1]], dim=1)
     return x, torch.tanh(x @ torch.randn(64, 64) / 8 + before @ torch.randn(64, 64) / 8)
 
@@ -299,7 +312,7 @@ def lesson() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
 def test_it_learns(layer: Layer, low: bool) -> None:
     mixer = build_mixer(layer, FRAME)
-    x, wanted = lesson()
+    x, wanted = lesson(lesson_length(layer))
     optimiser = torch.optim.Adam(mixer.parameters(), lr=1e-2)
     losses = []
     for number in range(30):
