@@ -4,11 +4,14 @@ Letters: B batch, T time, D width, H heads, K head width, n segments of S tokens
 Relative positions after Transformer-XL (arXiv:1901.02860).
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_space.derived import Derived
+from search_space.state import KeyValue, read_span
 
 
 def default_segment(train_length: int) -> int:
@@ -30,6 +33,21 @@ def seen_at(position: int, segment: int, memory: int) -> int:
     """Keys of its own segment and of the memory's tokens before it that the token at a position sees."""
     begin = position - position % segment
     return position + 1 - max(0, begin - memory)
+
+
+def slots_at(position: int, segment: int, memory: int, slots: int, tokens: int) -> int:
+    """Slots of `tokens` tokens each that stand before the memory of the token at a position, `slots` at most."""
+    return min(slots, max(0, position - position % segment - memory) // tokens)
+
+
+def mean_slots(context: int, segment: int, memory: int, slots: int, tokens: int) -> float:
+    """The same, averaged over a prefill of the context."""
+    whole, rest = divmod(context, segment)
+    # Segments from which on the slots are all there.
+    full = min(whole, -(-(memory + slots * tokens) // segment))
+    growing = sum(slots_at(number * segment, segment, memory, slots, tokens) for number in range(full))
+    last = slots_at(whole * segment, segment, memory, slots, tokens)
+    return (segment * (growing + (whole - full) * slots) + rest * last) / context
 
 
 def cut(x: Tensor, start: int, segment: int) -> Tensor:
@@ -70,6 +88,21 @@ def shift(x: Tensor) -> Tensor:
     return moved[..., 1:, :].reshape(x.shape)
 
 
+@dataclass(frozen=True, kw_only=True)
+class InSegments:
+    """Queries [B, n, S, H, K], keys and values [B, n, M + S, H, K], what is seen of them [n, S, M + S], new ones [B, T, H, K].
+
+    `place` is where in the first segment the first token stands.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    visible: Tensor
+    new: tuple[Tensor, Tensor]
+    place: int
+
+
 class RelativeAttention(nn.Module):
     """Projections of attention whose scores are ((q + u)·k + (q + w)·r) / √K, r being a map of the distance's sinusoids."""
 
@@ -94,6 +127,37 @@ class RelativeAttention(nn.Module):
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of x [B, T, D]: two of [B, T, H, K]."""
         return self.heads_of(self.key, x), self.heads_of(self.value, x)
+
+    def in_segments(self, x: Tensor, ring: KeyValue | None, segment: int, memory: int) -> "InSegments":
+        """x [B, T, D] behind what a ring holds, each segment beside the memory before it, which x learns nothing from."""
+        start = ring.length if ring else 0
+        first, count = start // segment, count_segments(start, x.shape[1], segment)
+        begin = min(start, max(0, first * segment - memory))
+        past = read_span(ring, begin, start) if ring else None
+        now = self.keys_values(x)
+        old = self.keys_values(x.detach()) if torch.is_grad_enabled() else now
+        joined = []
+        for number in (0, 1):
+            near, distant = now[number], old[number]
+            if past is not None:
+                before = past[number].to(near.dtype)
+                near, distant = torch.cat([before, near], dim=1), torch.cat([before, distant], dim=1)
+            near = spans(near, begin, segment, 0, first, count)
+            distant = spans(distant, begin, segment, memory, first, count)[:, :, :memory]
+            joined.append(torch.cat([distant, near], dim=2))
+        return InSegments(
+            queries=cut(self.heads_of(self.query, x), start, segment),
+            keys=joined[0],
+            values=joined[1],
+            visible=visible_keys(first, count, segment, memory, device=x.device),
+            new=now,
+            place=start - first * segment,
+        )
+
+    def finish(self, read: Tensor, place: int, time: int) -> Tensor:
+        """What `time` tokens from a place of the first segment on read, [B, n, S, H, K], to [B, time, D]."""
+        y: Tensor = self.out(read.flatten(1, 2)[:, place : place + time].flatten(2))
+        return y
 
     def places(self) -> Tensor:
         """r of the distances 0 … reach - 1, [reach, H, K]."""
@@ -146,3 +210,14 @@ def visible_keys(first: int, count: int, segment: int, memory: int, *, device: t
     query = begin + torch.arange(segment, device=device)[:, None]
     key = begin - memory + torch.arange(memory + segment, device=device)
     return (key >= 0) & (key <= query)
+
+
+def read_by_content(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Softmax attention of segments q [B, n, S, H, K] over k and v [B, n, L, H, K] without places; 0 where nothing is seen.
+
+    seen [n, L] is the same for all queries of a segment.
+    """
+    scores = torch.einsum("bnshk,bnlhk->bnhsl", wide(q), wide(k)) * q.shape[-1] ** -0.5
+    hidden = ~seen[:, None, None]
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0)
+    return torch.einsum("bnhsl,bnlhk->bnshk", weights, wide(v))

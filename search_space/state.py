@@ -89,6 +89,12 @@ def read_ring(state: KeyValue) -> tuple[Tensor, Tensor]:
     return state.keys[:, places], state.values[:, places]
 
 
+def read_span(state: KeyValue, first: int, end: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of the positions first … end - 1, in the order of time, from a ring that holds them; no other is touched."""
+    places = torch.arange(first, end, device=state.keys.device) % state.keys.shape[1]
+    return state.keys[:, places], state.values[:, places]
+
+
 def tensors_of(state: Any) -> Iterator[Tensor]:
     """Every tensor in a state value, nested ones included."""
     if isinstance(state, Tensor):

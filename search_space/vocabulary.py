@@ -11,6 +11,7 @@ from search_space.channel.swiglu import SwiGLU
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
 from search_space.mixers.clockwork import Clockwork
+from search_space.mixers.compressive import Compressive
 from search_space.mixers.deltanet import DeltaNet
 from search_space.mixers.dsa import DSA
 from search_space.mixers.full import Full
@@ -54,6 +55,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         MLA,
         DSA,
         TransformerXL,
+        Compressive,
         Infini,
         Linear,
         Performer,

@@ -6,25 +6,20 @@ Letters: B batch, T time, D width, H heads, K head width, n segments of S tokens
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from search_space.frame import Frame
 from search_space.parts import fit_heads
 from search_space.segments import (
     RelativeAttention,
-    count_segments,
-    cut,
     default_segment,
     mean_seen,
     relative_params,
     seen_at,
-    spans,
-    visible_keys,
 )
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
-from search_space.state import KeyValue, append_ring, start_key_value
+from search_space.state import KeyValue, append_ring, read_span, start_key_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,40 +93,17 @@ class TransformerXLMixer(Mixer):
         )
 
     def forward(self, x: Tensor, state: KeyValue | None = None) -> tuple[Tensor, Any]:
-        own, start, time = self.attention, state.length if state else 0, x.shape[1]
-        first, count = start // self.segment, count_segments(start, time, self.segment)
-        keys, values = own.keys_values(x)
-        old_keys, old_values = own.keys_values(x.detach()) if torch.is_grad_enabled() else (keys, values)
-        begin = start
+        own = self.attention
+        parts = own.in_segments(x, state, self.segment, self.memory)
         if state is not None:
-            past = read_last(state, start - max(0, first * self.segment - self.memory))
-            begin -= past[0].shape[1]
-            state = append_ring(state, keys, values, self.segment + self.memory)
-            keys, old_keys = (torch.cat([past[0].to(part.dtype), part], dim=1) for part in (keys, old_keys))
-            values, old_values = (
-                torch.cat([past[1].to(part.dtype), part], dim=1) for part in (values, old_values)
-            )
-
-        def span(now: Tensor, old: Tensor) -> Tensor:
-            near = spans(now, begin, self.segment, 0, first, count)
-            far = spans(old, begin, self.segment, self.memory, first, count)[:, :, : self.memory]
-            return torch.cat([far, near], dim=2)
-
-        q = cut(own.heads_of(own.query, x), start, self.segment)
-        visible = visible_keys(first, count, self.segment, self.memory, device=x.device)
-        read = own.attend(q, span(keys, old_keys), span(values, old_values), visible)
-        place = start - first * self.segment
-        return own.out(read.flatten(1, 2)[:, place : place + time].flatten(2).to(x.dtype)), state
+            state = append_ring(state, *parts.new, self.segment + self.memory)
+        read = own.attend(parts.queries, parts.keys, parts.values, parts.visible)
+        return own.finish(read, parts.place, x.shape[1]), state
 
     def step(self, x: Tensor, state: KeyValue) -> tuple[Tensor, KeyValue]:
         own = self.attention
         keys, values = own.keys_values(x[:, None])
         state = append_ring(state, keys, values, self.segment + self.memory)
-        seen = read_last(state, seen_at(state.length - 1, self.segment, self.memory))
+        count = seen_at(state.length - 1, self.segment, self.memory)
+        seen = read_span(state, state.length - count, state.length)
         return own.out(own.attend_step(own.heads_of(own.query, x), *seen).flatten(1).to(x.dtype)), state
-
-
-def read_last(state: KeyValue, count: int) -> tuple[Tensor, Tensor]:
-    """The last `count` keys and values of a ring in the order of time; no other is touched."""
-    places = torch.arange(state.length - count, state.length, device=state.keys.device) % state.keys.shape[1]
-    return state.keys[:, places], state.values[:, places]
