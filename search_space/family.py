@@ -24,6 +24,7 @@ FAMILIES = {
         Family(name="state_space", title="state-space model", colour="#2f7fc1", mark="▒"),
         Family(name="delta", title="delta rule", colour="#3d4fa8", mark="▞"),
         Family(name="recurrent", title="gated recurrence", colour="#7a8b2f", mark="▄"),
+        Family(name="memory", title="segment memory", colour="#b5651d", mark="▙"),
         Family(name="convolution", title="convolution", colour="#a3708f", mark="▖"),
     )
 }

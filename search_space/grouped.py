@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from kernels.block_attention.ops import block_attention
 from search_space.frame import Frame
 from search_space.parts import Norm, attend_flops, fit_heads
-from search_space.rotary import rotate
+from search_space.positions import Positions
 from search_space.spec import DTYPES, CacheTensor, Cost
 from search_space.state import KeyValue, start_key_value
 
@@ -92,7 +92,7 @@ class Grouped(nn.Module):
         out: bool = True,
     ) -> None:
         super().__init__()
-        self.frame, self.rotary = frame, rotary
+        self.frame, self.positions = frame, Positions.of(frame, "rope", rotary)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.query = nn.Linear(frame.width, heads * head_dim, bias=False)
         self.key = nn.Linear(frame.width, kv_heads * head_dim, bias=False)
@@ -106,8 +106,7 @@ class Grouped(nn.Module):
         head = (*x.shape[:2], -1, self.head_dim)
         q = self.query_norm(self.query(x).view(head))
         k = self.key_norm(self.key(x).view(head))
-        turn = {"fraction": self.rotary, "base": self.frame.rotary_base}
-        return rotate(q, start, **turn), rotate(k, start, **turn), self.value(x).view(head)
+        return self.positions.turn(q, start), self.positions.turn(k, start), self.value(x).view(head)
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:
         """Project the heads' outputs [..., H, K] to [..., D], in x's type."""

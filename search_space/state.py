@@ -46,14 +46,23 @@ def append(state: KeyValue, keys: Tensor, values: Tensor) -> KeyValue:
     Raises:
         ValueError: the cache has fewer free slots than tokens came.
     """
-    end = state.length + keys.shape[1]
-    if end > state.keys.shape[1]:
+    push(state.keys, keys, state.length)
+    return replace(state, length=push(state.values, values, state.length))
+
+
+def push(cache: Tensor, new: Tensor, place: int) -> int:
+    """Write new rows [B, T, …] into a cache [B, S, …] from a place on; the place behind them.
+
+    Raises:
+        ValueError: the cache has fewer rows from there on than tokens came.
+    """
+    end = place + new.shape[1]
+    if end > cache.shape[1]:
         raise ValueError(
-            f"{end} tokens do not fit a cache of {state.keys.shape[1]}: start it with a larger max_len"
+            f"{end} tokens do not fit a cache of {cache.shape[1]}: start it with a larger max_len"
         )
-    state.keys[:, state.length : end] = keys
-    state.values[:, state.length : end] = values
-    return replace(state, length=end)
+    cache[:, place:end] = new
+    return end
 
 
 def append_ring(state: KeyValue, keys: Tensor, values: Tensor, span: int, pinned: int = 0) -> KeyValue:
@@ -92,6 +101,12 @@ def _places(first: int, last: int, pinned: int, around: int, device: torch.devic
     """Slots of the positions first … last - 1, all pinned or none."""
     position = torch.arange(first, last, device=device)
     return position if last <= pinned else pinned + (position - pinned) % around
+
+
+def read_span(state: KeyValue, first: int, end: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of the positions first … end - 1, in the order of time, from a ring that holds them; no other is touched."""
+    places = torch.arange(first, end, device=state.keys.device) % state.keys.shape[1]
+    return state.keys[:, places], state.values[:, places]
 
 
 def tensors_of(state: Any) -> Iterator[Tensor]:

@@ -12,14 +12,17 @@ from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout
 from search_space.mixers.bigbird import BigBird
 from search_space.mixers.clockwork import Clockwork
+from search_space.mixers.compressive import Compressive
 from search_space.mixers.deltanet import DeltaNet
 from search_space.mixers.differential import Differential
+from search_space.mixers.dsa import DSA
 from search_space.mixers.fixed import Fixed
 from search_space.mixers.full import Full
 from search_space.mixers.gated_delta import GatedDelta
 from search_space.mixers.gla import GLA
 from search_space.mixers.hgrn2 import HGRN2
 from search_space.mixers.hyena import Hyena
+from search_space.mixers.infini import Infini
 from search_space.mixers.kda import KDA
 from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
@@ -43,6 +46,7 @@ from search_space.mixers.s4d import S4D
 from search_space.mixers.shortconv import ShortConv
 from search_space.mixers.sru import SRU
 from search_space.mixers.strided import Strided
+from search_space.mixers.transformer_xl import TransformerXL
 from search_space.mixers.window import Window
 from search_space.notation import Word, Words, nearest, parse
 from search_space.setting import settings_of
@@ -59,6 +63,10 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Longformer,
         BigBird,
         MLA,
+        DSA,
+        TransformerXL,
+        Compressive,
+        Infini,
         Linear,
         Performer,
         RetNet,

@@ -150,6 +150,18 @@ def test_latent_attention_flops_by_hand() -> None:
     assert costs[0].params == weights + 512
 
 
+def test_deepseek_v3s_attention_layer_by_hand() -> None:
+    frame = Frame(width=7168, context=4096)
+    cost = cost_of("mla[rank=512,query_rank=1536,shared=64,heads=128,head_dim=128]", frame)
+    assert cost.stored_bytes == cost.read_bytes == 1152 * 4096
+    # q_a 11,010,048; q_b 37,748,736; kv_a 4,128,768; kv_b 16,777,216; o 117,440,512; two norms 1536 + 512.
+    weights = 11_010_048 + 37_748_736 + 4_128_768 + 16_777_216 + 117_440_512
+    assert cost.params == weights + 2048 == 187_107_328
+    assert cost.flops_decode == 2 * weights + 278_528 * 4096
+    assert cost.flops_prefill == 2 * weights + 81_920 * 4097 / 2
+    assert cost_of("mla[query_rank=0]", frame) == cost_of("mla", frame)
+
+
 def test_recurrent_flops_by_hand() -> None:
     frame = Frame(width=2304)
     kda = cost_of("kda[heads=32,head_dim=128]", frame)

@@ -211,6 +211,21 @@ def test_mla_is_latent_attention_written_out(
     assert far(mixer(x)[0], mixer.out(seen.flatten(2))) < 1e-4
 
 
+def test_a_query_latent_is_normalised_between_its_two_matrices(small: Frame, far: Far) -> None:
+    low, whole = MLA(query_rank=16).build(small), MLA().build(small)
+    assert isinstance(low, MLAMixer) and isinstance(whole, MLAMixer)
+    low.query_norm.weight.copy_(1 + 0.3 * torch.randn(16))
+    for name in ("down", "norm", "up", "out"):
+        getattr(whole, name).load_state_dict(getattr(low, name).state_dict())
+    # Inputs whose latents have one length: there the norm is a factor.
+    x = x_of()
+    x = x / (x @ low.query_down.weight.T).square().mean(-1, keepdim=True).sqrt()
+    whole.query.weight.copy_(low.query.weight @ torch.diag(low.query_norm.weight) @ low.query_down.weight)
+    assert far(low(x)[0], whole(x)[0]) < 1e-4
+    low.query_norm = nn.Identity()
+    assert far(low(2 * x)[0], whole(2 * x)[0]) > 1e-3
+
+
 def test_a_latent_that_loses_nothing_is_attention_without_positions(small: Frame, far: Far) -> None:
     full = Full(kv_heads=2, rotary=0.0).build(small)
     mla = MLA(rank=64, shared=8, heads=4, head_dim=16, rotary=0.0).build(small)

@@ -100,7 +100,12 @@ def latent_weights(ours: MLAMixer, theirs: Any, order: Tensor | None = None) -> 
     """Copy; `order` says where our shared channels lie among theirs."""
     heads, own, shared, rank = ours.heads, ours.head_dim, ours.shared, ours.rank
     order = torch.arange(shared) if order is None else order
-    query = theirs.q_proj.weight.view(heads, own + shared, -1)
+    if theirs.q_lora_rank is None:
+        query = theirs.q_proj.weight.view(heads, own + shared, -1)
+    else:
+        query = theirs.q_b_proj.weight.view(heads, own + shared, -1)
+        ours.query_down.weight.copy_(theirs.q_a_proj.weight)
+        ours.query_norm.weight.copy_(theirs.q_a_layernorm.weight)
     ours.query.weight.copy_(torch.cat([query[:, :own], query[:, own:][:, order]], dim=1).flatten(0, 1))
     down = theirs.kv_a_proj_with_mqa.weight
     ours.down.weight.copy_(torch.cat([down[:rank], down[rank:][order]]))
@@ -132,7 +137,8 @@ def test_mla_without_positions_is_kimi_linears_attention(far: Far) -> None:
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
-def test_rotary_mla_is_deepseeks_attention(interleaved: bool, far: Far) -> None:
+@pytest.mark.parametrize("query_rank", [0, 40])
+def test_rotary_mla_is_deepseeks_attention(query_rank: int, interleaved: bool, far: Far) -> None:
     theirs_class, rotary_class, config_class = imported(
         "deepseek_v3", "DeepseekV3Attention", "DeepseekV3RotaryEmbedding", "DeepseekV3Config"
     )
@@ -140,7 +146,7 @@ def test_rotary_mla_is_deepseeks_attention(interleaved: bool, far: Far) -> None:
         hidden_size=64,
         num_attention_heads=4,
         num_key_value_heads=4,
-        q_lora_rank=None,
+        q_lora_rank=query_rank or None,
         kv_lora_rank=24,
         qk_rope_head_dim=8,
         qk_nope_head_dim=16,
@@ -151,7 +157,7 @@ def test_rotary_mla_is_deepseeks_attention(interleaved: bool, far: Far) -> None:
         attn_implementation="eager",
     )
     theirs = randomise(theirs_class(config, 0))
-    ours = MLA(rank=24, shared=8, heads=4, head_dim=16).build(FRAME)
+    ours = MLA(rank=24, query_rank=query_rank, shared=8, heads=4, head_dim=16).build(FRAME)
     assert isinstance(ours, MLAMixer)
     # Their pairs are neighbours; ours lie half the width apart.
     order = torch.cat([torch.arange(0, 8, 2), torch.arange(1, 8, 2)]) if interleaved else None

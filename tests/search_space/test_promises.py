@@ -16,7 +16,7 @@ from search_space.family import FAMILIES
 from search_space.frame import Frame
 from search_space.layout import Branch, Layer, Layout, from_json
 from search_space.setting import Value, settings_of
-from search_space.spec import Mixer, shrink
+from search_space.spec import Mixer, Stream, shrink
 from search_space.state import state_bytes
 from search_space.vocabulary import VOCABULARY, branch_of, mixer_of, read
 
@@ -29,6 +29,10 @@ SIZES = {
     "heads": (1, 2, 4, 6),
     "groups": (1, 2, 3),
 }
+CHOOSERS = {"dsa"}
+"""Words that choose single tokens by score: rounding may exchange two of nearly one score, and a token need not be read."""
+LATE = {"infini", "compressive"}
+"""Words with parts that work on what has long passed: they learn in longer lessons."""
 NOTHING = Branch("none")
 LONGEST = 75
 MOST_DRAWS = 200
@@ -90,6 +94,17 @@ def step_through(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     return torch.stack(outputs, dim=1), state
 
 
+def chooses(layer: Layer) -> bool:
+    return any(branch.mixer in CHOOSERS for branch in layer.branches)
+
+
+def error_of(got: Tensor, wanted: Tensor, layer: Layer) -> Tensor:
+    """Root mean square of the error over that of what is wanted; of the better three quarters of rows where tokens are chosen."""
+    rows = (got - wanted).square().mean(-1).flatten().sort().values
+    kept = rows[: len(rows) * 3 // 4] if chooses(layer) else rows
+    return (kept.mean() / wanted.square().mean()).sqrt()
+
+
 def tensors(state: Any) -> list[Tensor]:
     if isinstance(state, Tensor):
         return [state]
@@ -145,7 +160,7 @@ def test_a_low_precision_cache_stays_near_the_exact_one(layer: Layer) -> None:
     rough.load_state_dict(exact.state_dict())
     y, _ = step_through(exact, x, exact.start(2, 40))
     z, _ = step_through(rough, x, rough.start(2, 40))
-    assert 0 < (y - z).square().mean().sqrt() < 0.03 * y.square().mean().sqrt() or torch.equal(y, z)
+    assert 0 < error_of(z, y, layer) < 0.03 or torch.equal(y, z)
     assert ("full" in str(layer)) <= (not torch.equal(y, z))
 
 
@@ -161,12 +176,14 @@ def test_no_future(mixer: Mixer) -> None:
         assert (z[:, -1] - y[:, -1]).abs().max() > 1e-3
 
 
-def test_a_token_from_the_past_is_seen(mixer: Mixer) -> None:
+def test_a_token_from_the_past_is_seen(mixer: Mixer, layer: Layer) -> None:
     x = tokens()
+    # The next token sees it; where tokens are chosen, one of the later ones does.
+    place, last = (30, LONGEST) if chooses(layer) else (70, 72)
     changed = x.clone()
-    changed[:, 70] = torch.randn_like(changed[:, 70])
+    changed[:, place] = torch.randn_like(changed[:, place])
     y, z = mixer(x)[0], mixer(changed)[0]
-    assert (z[:, 71] - y[:, 71]).abs().max() > 1e-4
+    assert (z[:, place + 1 : last] - y[:, place + 1 : last]).abs().max() > 1e-4
 
 
 def test_no_gradient_reaches_the_future(mixer: Mixer) -> None:
@@ -274,9 +291,20 @@ def test_zeros_in_give_numbers_out(mixer: Mixer) -> None:
     assert step_through(mixer, x, mixer.start(1, 20))[0].isfinite().all()
 
 
-def lesson() -> tuple[Tensor, Tensor]:
+def lesson_length(layer: Layer) -> int:
+    """Tokens of a lesson in which every part of the layer has work: beyond its spans where it has parts that are late."""
+    if not any(branch.mixer in LATE for branch in layer.branches):
+        return 24
+    specs = [mixer_of(branch).sized(FRAME) for branch in layer.branches]
+    spans = [
+        getattr(spec, own.name) for spec in specs for own in settings_of(type(spec)) if own.unit == "tokens"
+    ]
+    return max(24, 2 * sum(spans) + 4)
+
+
+def lesson(length: int = 24) -> tuple[Tensor, Tensor]:
     """Sequences whose answer at each token mixes it with the one before, as a residual layer must learn."""
-    x = torch.randn(4, 24, 64)
+    x = torch.randn(4, length, 64)
     before = torch.cat([torch.zeros(4, 1, 64), x[:, :-1]], dim=1)
     return x, torch.tanh(x @ torch.randn(64, 64) / 8 + before @ torch.randn(64, 64) / 8)
 
@@ -284,15 +312,15 @@ def lesson() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
 def test_it_learns(layer: Layer, low: bool) -> None:
     mixer = build_mixer(layer, FRAME)
-    x, wanted = lesson()
+    x, wanted = lesson(lesson_length(layer))
     optimiser = torch.optim.Adam(mixer.parameters(), lr=1e-2)
     losses = []
     for number in range(30):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-            y, _ = mixer(x)
+            y, _, stream = mixer.forward_with(x, None, Stream())
         loss = (y.float() - wanted).square().mean()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        sum(stream.losses, loss).backward()  # type: ignore[no-untyped-call]
         for name, weight in mixer.named_parameters():
             assert weight.grad is not None, name
             assert weight.grad.isfinite().all(), name
@@ -302,7 +330,7 @@ def test_it_learns(layer: Layer, low: bool) -> None:
     assert losses[-1] < 0.75 * losses[0]
 
 
-def test_autocast_keeps_the_output_near(mixer: Mixer) -> None:
+def test_autocast_keeps_the_output_near(mixer: Mixer, layer: Layer) -> None:
     x = tokens(length=30)
     with torch.no_grad():
         exact, _ = mixer(x)
@@ -310,7 +338,7 @@ def test_autocast_keeps_the_output_near(mixer: Mixer) -> None:
             rough, state = mixer(x[:, :20], mixer.start(2, 30))
             rest, _ = step_through(mixer, x[:, 20:], state)
     rough = torch.cat([rough, rest], dim=1).float()
-    assert (rough - exact).square().mean().sqrt() < 0.05 * exact.square().mean().sqrt()
+    assert error_of(rough, exact, layer) < 0.05
 
 
 def test_text_and_json_round_trip(layer: Layer) -> None:
