@@ -28,6 +28,7 @@ from search_space.mixers.mamba3 import Mamba3
 from search_space.mixers.mingru import MinGRU
 from search_space.mixers.mla import MLA
 from search_space.mixers.mlstm import MLSTM
+from search_space.mixers.moba import MoBA
 from search_space.mixers.performer import Performer
 from search_space.mixers.qla import QLA
 from search_space.mixers.retnet import RetNet
@@ -48,6 +49,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
     for spec in (
         Full,
         Window,
+        MoBA,
         MLA,
         Linear,
         Performer,
