@@ -27,3 +27,12 @@ def block_sums(keys: Tensor, first: int, block: int) -> Tensor:
     behind = -(before + keys.shape[1]) % block
     sums: Tensor = pad(keys, (0, 0, 0, 0, before, behind)).unflatten(1, (-1, block)).sum(2)
     return sums
+
+
+def mean_chosen(context: int, block: int, count: int) -> float:
+    """Keys that a query reads of its own block and of `count` - 1 earlier ones, averaged over a prefill of the context."""
+    whole, rest = divmod(context, block)
+    inside = whole * block * (block + 1) / 2 + rest * (rest + 1) / 2
+    few = min(whole, count)
+    others = few * (few - 1) / 2 + (count - 1) * (whole - few)
+    return (inside + block * (others * block + rest * min(count - 1, whole))) / context

@@ -13,7 +13,7 @@ from kernels.routed_attention.ops import routed_attention, routed_attention_step
 from search_space.frame import Frame
 from search_space.parts import Norm, attend_flops, fit_heads
 from search_space.rotary import rotate
-from search_space.routing import block_sums, choose
+from search_space.routing import block_sums, choose, mean_chosen
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
 from search_space.state import KeyValue, append, start_key_value
@@ -54,15 +54,6 @@ class MoBA(MixerSpec):
         block = self.block or max(4, frame.train_length // 16 // 4 * 4)
         return replace(self, block=block, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
 
-    def visible(self, context: int) -> float:
-        """Keys that a query reads, averaged over a prefill of the context."""
-        assert self.block
-        whole, rest = divmod(context, self.block)
-        inside = whole * self.block * (self.block + 1) / 2 + rest * (rest + 1) / 2
-        others = sum(min(self.top_k - 1, number) for number in range(min(whole, self.top_k)))
-        others += (self.top_k - 1) * max(0, whole - self.top_k)
-        return (inside + self.block * (others * self.block + rest * min(self.top_k - 1, whole))) / context
-
     def cost(self, frame: Frame) -> Cost:
         spec = self.sized(frame)
         assert spec.block and spec.heads and spec.kv_heads and spec.head_dim
@@ -80,7 +71,9 @@ class MoBA(MixerSpec):
         return Cost(
             params=weights + (2 * spec.head_dim if self.qk_norm else 0),
             flops_prefill=2 * weights
-            + attend_flops(spec.heads, spec.head_dim, spec.head_dim, spec.visible(frame.context))
+            + attend_flops(
+                spec.heads, spec.head_dim, spec.head_dim, mean_chosen(frame.context, spec.block, spec.top_k)
+            )
             + attend_flops(choosers, spec.head_dim, 0, scored),
             flops_decode=2 * weights
             + attend_flops(spec.heads, spec.head_dim, spec.head_dim, others + opened)

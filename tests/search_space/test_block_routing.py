@@ -15,7 +15,7 @@ from search_space.frame import Frame
 from search_space.mixers.full import Full
 from search_space.mixers.moba import MoBA, MoBAMixer
 from search_space.rotary import rotate
-from search_space.routing import block_sums, choose
+from search_space.routing import block_sums, choose, mean_chosen
 from search_space.spec import Mixer, MixerSpec
 from search_space.state import state_bytes, tensors_of
 
@@ -212,8 +212,8 @@ def test_moba_by_hand() -> None:
     assert grouped.cost(frame).read_bytes == 2048 * (4 * 1024 + 512) + 256 * 512 * 4
     assert replace(grouped, shared=True).cost(frame).read_bytes == 2048 * 1536 + 256 * 512 * 4
     seen = [min(t // 8, 2) * 8 + t % 8 + 1 for t in range(77)]
-    assert MoBA(block=8).visible(77) == pytest.approx(sum(seen) / 77)
-    assert MoBA(block=128).visible(77) == 39
+    assert mean_chosen(77, 8, 3) == pytest.approx(sum(seen) / 77)
+    assert mean_chosen(77, 128, 3) == 39
 
 
 def test_the_state_is_what_is_priced(small: Frame) -> None:
