@@ -1,11 +1,13 @@
-"""What mixers share that choose blocks of the text: the best of scores, and sums of keys by block.
+"""What mixers share that choose parts of the text: the best of scores, sums of keys by block, attention of some tokens.
 
-Letters: B batch, T time, G key heads, K key width, N blocks.
+Letters: B batch, T time, G key heads, R query heads of each, K key width, N blocks, n most tokens of a group.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from kernels.softmax_attention.ops import softmax_attention
 
 
 def choose(scores: Tensor, count: int) -> Tensor:
@@ -36,3 +38,26 @@ def mean_chosen(context: int, block: int, count: int) -> float:
     few = min(whole, count)
     others = few * (few - 1) / 2 + (count - 1) * (whole - few)
     return (inside + block * (others * block + rest * min(count - 1, whole))) / context
+
+
+def attend_taken(q: Tensor, k: Tensor, v: Tensor, taken: Tensor, window: int) -> Tensor:
+    """Causal attention of each group among the tokens that it takes: queries [B, T, G, R, K], keys and values [B, T, G, K].
+
+    A taken query [B, T, G] reads the last `window` taken keys, its own among them; the others get noughts. The work grows
+    with the square of the tokens that are taken. Returns [B, T, G, R K].
+    """
+    batch, _, groups, shared, size = q.shape
+    most = max(1, int(taken.sum(1).max()))
+    order = (~taken).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    index = order[..., None]
+    real = taken.gather(1, order)
+
+    def pack(x: Tensor) -> Tensor:
+        """[B, T, G, N] to the taken ones [B G, n, 1, N], in their order; behind them lies what nobody reads."""
+        packed = x.gather(1, index.expand(-1, -1, -1, x.shape[-1]))
+        return packed.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+
+    queries = pack(q.flatten(3)).view(-1, most, shared, size)
+    read = softmax_attention(queries, pack(k), pack(v), window=window).flatten(2)
+    read = read.view(batch, groups, most, -1).transpose(1, 2).masked_fill(~real[..., None], 0.0)
+    return torch.zeros_like(q.flatten(3), dtype=read.dtype).scatter(1, index.expand_as(read), read)

@@ -29,6 +29,7 @@ from search_space.mixers.mingru import MinGRU
 from search_space.mixers.mla import MLA
 from search_space.mixers.mlstm import MLSTM
 from search_space.mixers.moba import MoBA
+from search_space.mixers.mosa import MoSA
 from search_space.mixers.nsa import NSA
 from search_space.mixers.performer import Performer
 from search_space.mixers.qla import QLA
@@ -52,6 +53,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Window,
         MoBA,
         NSA,
+        MoSA,
         MLA,
         Linear,
         Performer,
