@@ -1,17 +1,10 @@
-"""Rotary positions: part of each head turns with the position (RoFormer, arXiv:2104.09864), pairs half-split or adjacent.
+"""Rotary turns of adjacent pairs as complex numbers (RoFormer, arXiv:2104.09864), by angles that a mixer chooses.
 
-Letters: B batch, T time, H heads, K head width.
+Letters: N angles, K head width.
 """
 
 import torch
 from torch import Tensor
-
-from search_space.positions import Positions, Scaling
-
-
-def rotate(x: Tensor, start: int, *, fraction: float, base: float) -> Tensor:
-    """Turn the first `fraction` of the widths of x [B, T, H, K] by their positions start, start + 1, …, unscaled."""
-    return Positions(kind="rope", fraction=fraction, base=base, scaling=Scaling()).turn(x, start)
 
 
 def turns(angle: Tensor, pairs: int) -> Tensor:

@@ -35,6 +35,9 @@ from search_space.mixers.mamba3 import Mamba3
 from search_space.mixers.mingru import MinGRU
 from search_space.mixers.mla import MLA
 from search_space.mixers.mlstm import MLSTM
+from search_space.mixers.moba import MoBA
+from search_space.mixers.mosa import MoSA
+from search_space.mixers.nsa import NSA
 from search_space.mixers.performer import Performer
 from search_space.mixers.qla import QLA
 from search_space.mixers.retnet import RetNet
@@ -62,6 +65,9 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Fixed,
         Longformer,
         BigBird,
+        MoBA,
+        NSA,
+        MoSA,
         MLA,
         DSA,
         TransformerXL,

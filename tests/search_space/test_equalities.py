@@ -16,7 +16,7 @@ from search_space.mixers.mamba2 import Mamba2, Mamba2Mixer
 from search_space.mixers.mla import MLA, MLAMixer
 from search_space.mixers.window import Window, WindowMixer
 from search_space.parallel import Parallel
-from search_space.rotary import rotate
+from search_space.positions import Positions, Scaling
 
 Far = Callable[[Tensor, Tensor], float]
 LENGTH = 70
@@ -144,6 +144,10 @@ def test_without_positions_the_order_of_the_past_is_not_seen(small: Frame, far: 
     for spec in (Full(), Full(rotary=0.25), MLA(), Mamba2(), KDA()):
         mixer = spec.build(small)
         assert far(mixer(x[:, order])[0][:, -1], mixer(x)[0][:, -1]) > 1e-3, spec
+
+
+def rotate(x: Tensor, start: int, *, fraction: float, base: float) -> Tensor:
+    return Positions(kind="rope", fraction=fraction, base=base, scaling=Scaling()).turn(x, start)
 
 
 def test_rotary_positions_are_relative(far: Far) -> None:
