@@ -178,11 +178,8 @@ class DSAMixer(LatentMixer):
         keys, values = self.expand(latents)
         if learner is not None:
             stream = stream.with_loss(learner.dense_loss(new.queries, keys, self.scale))
-        return (
-            self.out(softmax_attention(new.queries, keys, values, scale=self.scale).flatten(2).to(x.dtype)),
-            state,
-            stream,
-        )
+        attended = softmax_attention(new.queries, keys, values, scale=self.scale)
+        return self.out(attended.flatten(2).to(x.dtype)), state, stream
 
     def step_with(self, x: Tensor, state: DSAState, stream: Stream) -> tuple[Tensor, DSAState, Stream]:
         new, latents, looked, state = self.look(x[:, None], state)
