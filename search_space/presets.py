@@ -4,52 +4,11 @@ Sizes are from the models' own configurations and papers, named in `source`. Wha
 said in `note`; the bytes of its cache do not depend on it.
 """
 
-from dataclasses import dataclass
-
-from search_space.cost import embedding_params, layout_cost
 from search_space.frame import Frame
 from search_space.layout import Layout, stack
+from search_space.preset import Preset, published_frame
+from search_space.presets_attention import ATTENTION
 from search_space.vocabulary import read
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """A published model: its network at its own frame, and the repeating idea of it in the frame's own sizes."""
-
-    name: str
-    title: str
-    network: str
-    frame: Frame
-    pattern: str
-    source: str
-    tied: bool = False
-    """Whether the head is the embedding once more."""
-    note: str = ""
-
-    @property
-    def layout(self) -> Layout:
-        """The published network, layer by layer."""
-        return read(self.network)
-
-    @property
-    def params(self) -> int:
-        """Parameters of the whole model, embedding and head included."""
-        around = embedding_params(self.frame) - (self.frame.vocabulary * self.frame.width if self.tied else 0)
-        return layout_cost(self.layout, self.frame).params + around
-
-
-def _frame(width: int, vocabulary: int, *, train_length: int = 4096, rotary_base: float = 1e4) -> Frame:
-    return Frame(
-        width=width,
-        train_length=train_length,
-        context=131072,
-        vocabulary=vocabulary,
-        rotary_base=rotary_base,
-    )
-
-
-_LLAMA = "32*full[kv_heads=8]/swiglu[ratio=3.5]"
-_MISTRAL = "32*window[kv_heads=8,size=4096]/swiglu[ratio=3.5]"
 
 _KDA, _MLA = "kda[heads=32,head_dim=128]", "mla[heads=32,head_dim=128,rank=512,shared=64,rotary=0]"
 _KIMI_E = "moe[experts=256,top_k=8,shared=1,hidden=1024,router=sigmoid,scale=2.446]"
@@ -120,27 +79,12 @@ _EVO_H, _EVO_A = "hyena[filter=modal,modes=8]", "full[heads=32,head_dim=128]"
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset(
-            name="llama-3",
-            title="Llama-3-8B",
-            network=_LLAMA,
-            frame=_frame(4096, 128256, train_length=8192, rotary_base=5e5),
-            pattern="full[kv_heads={quarter}]",
-            source="Llama 3, arXiv:2407.21783",
-        ),
-        Preset(
-            name="mistral",
-            title="Mistral-7B v0.1",
-            network=_MISTRAL,
-            frame=_frame(4096, 32000, train_length=8192),
-            pattern="window[kv_heads={quarter},size={half}]",
-            source="Mistral 7B, arXiv:2310.06825",
-        ),
+        *ATTENTION,
         Preset(
             name="kimi-linear",
             title="Kimi-Linear-48B-A3B",
             network=_KIMI,
-            frame=_frame(2304, 163840),
+            frame=published_frame(2304, 163840),
             pattern="3*kda mla[rotary=0]",
             source="Kimi Linear, arXiv:2510.26692",
         ),
@@ -148,7 +92,7 @@ PRESETS: dict[str, Preset] = {
             name="mamba-2",
             title="Mamba2-2.7B",
             network=_MAMBA2,
-            frame=_frame(2560, 50288, train_length=2048),
+            frame=published_frame(2560, 50288, train_length=2048),
             pattern="mamba2/none",
             source="Mamba-2, arXiv:2405.21060",
             tied=True,
@@ -157,7 +101,7 @@ PRESETS: dict[str, Preset] = {
             name="nemotron-h",
             title="Nemotron-H-8B",
             network=f"3*{_M} {_N} {_A} 3*(4*{_M} {_N} {_A}) 5*{_M}",
-            frame=_frame(4096, 131072, train_length=8192),
+            frame=published_frame(4096, 131072, train_length=8192),
             pattern="mamba2 mamba2/none full[kv_heads={quarter},rotary=0] mamba2",
             source="Nemotron-H, arXiv:2504.03624",
         ),
@@ -165,7 +109,7 @@ PRESETS: dict[str, Preset] = {
             name="nemotron-nano",
             title="Nemotron-Nano-9B-v2",
             network=_NANO,
-            frame=_frame(4480, 131072, train_length=8192),
+            frame=published_frame(4480, 131072, train_length=8192),
             pattern="2*mamba2 mamba2/none full[kv_heads={quarter},rotary=0]",
             source="Nemotron Nano 2, arXiv:2508.14444",
         ),
@@ -173,7 +117,7 @@ PRESETS: dict[str, Preset] = {
             name="qwen3-next",
             title="Qwen3-Next-80B-A3B",
             network=f"12*(3*{_QWEN_D} {_QWEN_A})",
-            frame=_frame(2048, 151936, rotary_base=1e7),
+            frame=published_frame(2048, 151936, rotary_base=1e7),
             pattern="3*gated_delta full[kv_heads={quarter},gate=true,rotary=0.25]",
             source="Qwen3-Next, configuration in transformers 5.23; gated delta rule, arXiv:2412.06464",
             note="without the layer that predicts a second token",
@@ -182,7 +126,7 @@ PRESETS: dict[str, Preset] = {
             name="olmo-hybrid",
             title="Olmo-Hybrid-7B",
             network=f"8*(3*{_OLMO_D} {_OLMO_A})",
-            frame=_frame(3840, 100352),
+            frame=published_frame(3840, 100352),
             pattern="3*gated_delta[negative=true] full[rotary=0]",
             source="Olmo-Hybrid, configuration in transformers 5.23; negative eigenvalues, arXiv:2411.12537",
         ),
@@ -190,7 +134,7 @@ PRESETS: dict[str, Preset] = {
             name="minimax-01",
             title="MiniMax-Text-01",
             network=f"10*(7*{_MINIMAX_L} {_MINIMAX_A})",
-            frame=_frame(6144, 200064, train_length=8192, rotary_base=1e7),
+            frame=published_frame(6144, 200064, train_length=8192, rotary_base=1e7),
             pattern="7*lightning full[kv_heads={quarter},rotary=0.5]",
             source="MiniMax-01, arXiv:2501.08313",
         ),
@@ -198,7 +142,7 @@ PRESETS: dict[str, Preset] = {
             name="ring-mini-linear",
             title="Ring-mini-linear-2.0",
             network=f"{_RING_L}/swiglu[hidden=5120] 3*{_RING_L}/{_RING_E} {_RING_A} 3*(4*{_RING_L}/{_RING_E} {_RING_A})",
-            frame=_frame(2048, 157184),
+            frame=published_frame(2048, 157184),
             pattern="4*lightning full[kv_heads={quarter},rotary=0.5]",
             source="Ring-linear, arXiv:2510.19338",
         ),
@@ -206,7 +150,7 @@ PRESETS: dict[str, Preset] = {
             name="ring-flash-linear",
             title="Ring-flash-linear-2.0",
             network=f"{_RINGF_L}/swiglu[hidden=9216] 6*{_RINGF_L}/{_RING_F} {_RINGF_A} 3*(7*{_RINGF_L}/{_RING_F} {_RINGF_A})",
-            frame=_frame(4096, 157184),
+            frame=published_frame(4096, 157184),
             pattern="7*lightning full[kv_heads={quarter},rotary=0.5]",
             source="Ring-linear, arXiv:2510.19338",
         ),
@@ -214,7 +158,7 @@ PRESETS: dict[str, Preset] = {
             name="granite-4-h-small",
             title="Granite-4.0-H-Small",
             network=f"5*{_GRANITE_M} {_GRANITE_A} 3*(9*{_GRANITE_M} {_GRANITE_A}) 4*{_GRANITE_M}",
-            frame=_frame(4096, 100352),
+            frame=published_frame(4096, 100352),
             pattern="5*mamba2 full[kv_heads={quarter},rotary=0] 4*mamba2",
             source="Granite 4.0, configuration in transformers; Mamba-2, arXiv:2405.21060",
             tied=True,
@@ -223,7 +167,7 @@ PRESETS: dict[str, Preset] = {
             name="granite-4-h-tiny",
             title="Granite-4.0-H-Tiny",
             network=f"5*{_TINY_M} {_TINY_A} 3*(9*{_TINY_M} {_TINY_A}) 4*{_TINY_M}",
-            frame=_frame(1536, 100352),
+            frame=published_frame(1536, 100352),
             pattern="5*mamba2 full[kv_heads={quarter},rotary=0] 4*mamba2",
             source="Granite 4.0, configuration in transformers; Mamba-2, arXiv:2405.21060",
             tied=True,
@@ -232,7 +176,7 @@ PRESETS: dict[str, Preset] = {
             name="jamba",
             title="Jamba-v0.1",
             network=_JAMBA,
-            frame=_frame(4096, 65536),
+            frame=published_frame(4096, 65536),
             pattern="4*mamba full[kv_heads={quarter},rotary=0] 3*mamba",
             source="Jamba, arXiv:2403.19887",
         ),
@@ -240,7 +184,7 @@ PRESETS: dict[str, Preset] = {
             name="samba",
             title="Samba-1.7B",
             network=_SAMBA,
-            frame=_frame(2048, 50304),
+            frame=published_frame(2048, 50304),
             pattern="mamba window[kv_heads={quarter},size={half}]",
             source="Samba, arXiv:2406.07522",
             tied=True,
@@ -250,7 +194,7 @@ PRESETS: dict[str, Preset] = {
             name="zamba2",
             title="Zamba2-2.7B",
             network=f"6*{_ZM} {_ZA} 6*(5*{_ZM} {_ZA}) 4*{_ZM} {_ZA} 3*{_ZM} {_ZA} 2*{_ZM}",
-            frame=_frame(2560, 32000),
+            frame=published_frame(2560, 32000),
             pattern="5*mamba2/none full",
             source="Zamba2, arXiv:2411.15242",
             tied=True,
@@ -260,7 +204,7 @@ PRESETS: dict[str, Preset] = {
             name="mamba",
             title="Mamba-2.8B",
             network="64*mamba/none",
-            frame=_frame(2560, 50280, train_length=2048),
+            frame=published_frame(2560, 50280, train_length=2048),
             pattern="mamba/none",
             source="Mamba, arXiv:2312.00752",
             tied=True,
@@ -269,7 +213,7 @@ PRESETS: dict[str, Preset] = {
             name="recurrent-gemma-2b",
             title="RecurrentGemma-2B",
             network=f"8*(2*rglru/{_GEGLU} {_RG_W}) 2*rglru/{_GEGLU}",
-            frame=_frame(2560, 256000, train_length=8192),
+            frame=published_frame(2560, 256000, train_length=8192),
             pattern="2*rglru window[kv_heads={quarter},size={half}]",
             source="RecurrentGemma, arXiv:2404.07839",
             tied=True,
@@ -278,7 +222,7 @@ PRESETS: dict[str, Preset] = {
             name="recurrent-gemma-9b",
             title="RecurrentGemma-9B",
             network=f"12*(2*rglru/{_GEGLU} {_RG9_W}) 2*rglru/{_GEGLU}",
-            frame=_frame(4096, 256000, train_length=8192),
+            frame=published_frame(4096, 256000, train_length=8192),
             pattern="2*rglru window[kv_heads={quarter},size={half}]",
             source="RecurrentGemma, arXiv:2404.07839",
             tied=True,
@@ -287,7 +231,7 @@ PRESETS: dict[str, Preset] = {
             name="griffin-7b",
             title="Griffin-7B",
             network=f"10*(2*{_GRIFFIN_R} {_GRIFFIN_W}) 2*{_GRIFFIN_R}",
-            frame=_frame(4096, 256000, train_length=2048),
+            frame=published_frame(4096, 256000, train_length=2048),
             pattern="2*rglru window[kv_heads={quarter},size={half}]",
             source="Griffin, arXiv:2402.19427",
             tied=True,
@@ -297,7 +241,7 @@ PRESETS: dict[str, Preset] = {
             name="lfm2",
             title="LFM2-1.2B",
             network=f"3*(2*{_LFM_C} {_LFM_A}) 3*({_LFM_C} {_LFM_A}) {_LFM_C}",
-            frame=_frame(2048, 65536, rotary_base=1e6),
+            frame=published_frame(2048, 65536, rotary_base=1e6),
             pattern="2*shortconv full[kv_heads={quarter}]",
             source="LFM2, configuration of LFM2-1.2B; report, arXiv:2511.23404",
             tied=True,
@@ -306,7 +250,7 @@ PRESETS: dict[str, Preset] = {
             name="retnet",
             title="RetNet XL",
             network="24*retnet[heads=8,head_dim=256,value_dim=432]/geglu[hidden=3456]",
-            frame=_frame(2048, 50304, train_length=2048),
+            frame=published_frame(2048, 50304, train_length=2048),
             pattern="retnet",
             source="RetNet, arXiv:2307.08621; sizes of torchscale",
             tied=True,
@@ -316,7 +260,7 @@ PRESETS: dict[str, Preset] = {
             name="retnet-7b",
             title="RetNet 7B",
             network="32*retnet[heads=16,head_dim=256,value_dim=432]/geglu[hidden=6912]",
-            frame=_frame(4096, 50304, train_length=2048),
+            frame=published_frame(4096, 50304, train_length=2048),
             pattern="retnet",
             source="RetNet, arXiv:2307.08621; sizes of torchscale",
             tied=True,
@@ -326,7 +270,7 @@ PRESETS: dict[str, Preset] = {
             name="rwkv-7",
             title="RWKV-7 2.9B",
             network="32*rwkv7/relu2[ratio=4,shift=true]",
-            frame=_frame(2560, 65536),
+            frame=published_frame(2560, 65536),
             pattern="rwkv7/relu2[shift=true]",
             source="RWKV-7, arXiv:2503.14456",
         ),
@@ -334,7 +278,7 @@ PRESETS: dict[str, Preset] = {
             name="striped-hyena",
             title="StripedHyena-7B",
             network=f"16*({_STRIPED_H} {_STRIPED_A})",
-            frame=_frame(4096, 32000, rotary_base=5e5),
+            frame=published_frame(4096, 32000, rotary_base=5e5),
             pattern="hyena[filter=modal] full[kv_heads={quarter}]",
             source="StripedHyena, configuration of StripedHyena-Hessian-7B; Hyena, arXiv:2302.10866",
         ),
@@ -342,7 +286,7 @@ PRESETS: dict[str, Preset] = {
             name="evo",
             title="Evo-1",
             network=f"8*{_EVO_H} {_EVO_A} 2*(7*{_EVO_H} {_EVO_A}) 7*{_EVO_H}",
-            frame=_frame(4096, 512),
+            frame=published_frame(4096, 512),
             pattern="7*hyena[filter=modal] full",
             source="Evo, configuration of Evo-1; Hyena, arXiv:2302.10866",
             tied=True,

@@ -38,6 +38,12 @@ PUBLISHED = {
     "rwkv-7": (21299200, 21299200),
     "striped-hyena": (538312704, 8591376384),
     "evo": (411680768, 6451478528),
+    "gemma-2-9b": (2113929216, 23253221376),
+    "gemma-3-4b": (289406976, 2805989376),
+    "gemma-3-12b": (872415232, 8925478912),
+    "gpt-oss-20b": (204472320, 3224371200),
+    "deepseek-v3": (575668224, 9210691584),
+    "deepseek-v3.2": (703594496, 11257511936),
 }
 
 # Parameters in thousands of millions: as published, or as the published sizes add up where only a rounded name is known.
@@ -66,6 +72,11 @@ PARAMS = {
     "rwkv-7": 2.95,
     "striped-hyena": 7.24,
     "evo": 6.45,
+    "gemma-2-9b": 9.24,
+    "gemma-3-4b": 3.88,
+    "gemma-3-12b": 11.77,
+    "gpt-oss-20b": 20.91,
+    "deepseek-v3": 671.0,
 }
 
 
@@ -103,6 +114,18 @@ def test_presets_hold_the_published_bytes(name: str) -> None:
         assert cache_bytes(preset.layout, preset.frame, context) == published
         frame = replace(preset.frame, context=context, batch=3)
         assert layout_cost(preset.layout, frame).stored_bytes == 3 * published
+
+
+def test_a_token_of_deepseek_costs_what_is_published() -> None:
+    for name, stored in (("deepseek-v3", 1152), ("deepseek-v3.2", 1152 + 256)):
+        preset = PRESETS[name]
+        assert cache_bytes(preset.layout, preset.frame, 10001) - cache_bytes(
+            preset.layout, preset.frame, 10000
+        ) == (61 * stored)
+    sparse = PRESETS["deepseek-v3.2"]
+    cost = layout_cost(sparse.layout, replace(sparse.frame, context=131072))
+    # The index reads all of its small keys, the attention no more than 2,048 latents.
+    assert cost.read_bytes == 61 * (256 * 131072 + 1152 * 2048)
 
 
 def test_every_preset_is_checked() -> None:
