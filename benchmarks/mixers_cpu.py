@@ -50,9 +50,11 @@ def by_reference() -> Iterator[None]:
 
 
 def leaf(value: Any) -> Any:
-    """A tensor cut off from what made it, which still takes a gradient where the tensor did."""
+    """A tensor, alone or in a list, cut off from what made it; it still takes a gradient where it did."""
     if isinstance(value, Tensor):
         return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, list | tuple):
+        return type(value)(leaf(item) for item in value)
     return value
 
 
@@ -146,7 +148,11 @@ def main() -> None:
     parallel = [row for row in rows if not row["sequential"]]
 
     def below(column: str) -> list[Any]:
-        return [row["mixer"] for row in parallel if float(str(row[column])) < WANTED_SPEEDUP]
+        return [
+            row["mixer"]
+            for row in parallel
+            if row[column] is not None and float(str(row[column])) < WANTED_SPEEDUP
+        ]
 
     save(
         "mixers_cpu",
