@@ -21,6 +21,11 @@ UNITS: Mapping[str, Unit] = {
     unit.name: unit
     for unit in (
         Unit(name="tokens", step=4, meaning="a span of text; shrinks with the training length"),
+        Unit(
+            name="chunk",
+            step=16,
+            meaning="tokens computed at once; stays, as the layer does not depend on it",
+        ),
         Unit(name="head", step=8, meaning="the width of a head; shrinks with the square root of the width"),
         Unit(name="state", step=8, meaning="the size of a state; shrinks with the square root of the width"),
         Unit(name="rank", step=8, meaning="a share of the width; shrinks with the width"),

@@ -218,7 +218,8 @@ def shrink(spec: AnySpec, target: Frame, proxy: Frame) -> AnySpec:
     """The spec as it stands in a smaller frame: every size by its unit's law, rounded to a valid one.
 
     Tokens follow the training lengths, ranks the widths, heads and states the square root of the widths; the number
-    of heads is what is left of the total width, and groups keep their share of the heads.
+    of heads is what is left of the total width, and groups keep their share of the heads. What says how a layer is
+    computed, and not what it is, stays as it was written.
     """
     full = spec.sized(target)
     ratio = proxy.width / target.width
@@ -230,13 +231,17 @@ def shrink(spec: AnySpec, target: Frame, proxy: Frame) -> AnySpec:
     }
     settings = {setting.name: setting for setting in settings_of(type(spec))}
     values: dict[str, int] = {}
+    as_written: dict[str, int | None] = {}
     for name, setting in settings.items():
         value = getattr(full, name)
+        if setting.unit == "chunk":
+            as_written[name] = getattr(spec, name)
         # A size of nought says that the part is absent, and stays so.
-        if setting.unit in by_unit and value:
-            values[name] = round_to(value * by_unit[setting.unit], UNITS[setting.unit].step)
-        if setting.unit == "tokens" and 0 < value < target.train_length:
-            values[name] = min(values[name], _below(proxy.train_length, UNITS["tokens"].step))
+        elif setting.unit in by_unit and value:
+            size = round_to(value * by_unit[setting.unit], UNITS[setting.unit].step)
+            if setting.unit == "tokens" and value < target.train_length:
+                size = min(size, _below(proxy.train_length, UNITS["tokens"].step))
+            values[name] = size
     if "heads" in settings:
         heads, head_dim = getattr(full, "heads"), getattr(full, "head_dim")  # noqa: B009
         # The product first: a share such as 48/2304 is no exact number, its product with 2304 may be.
@@ -250,7 +255,7 @@ def shrink(spec: AnySpec, target: Frame, proxy: Frame) -> AnySpec:
         # Heads that are not counted fill the width.
         ideal = getattr(full, "head_dim") * math.sqrt(ratio)  # noqa: B009
         values["head_dim"] = nearest_divisor(proxy.width, ideal)
-    return replace(full, **values)
+    return replace(full, **as_written, **values).sized(proxy)
 
 
 def _below(length: int, step: int) -> int:

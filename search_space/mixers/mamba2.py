@@ -38,7 +38,7 @@ class Mamba2(MixerSpec):
     """Tokens that the short convolution sees; 0 for none."""
     negative: bool = choice(False, True)
     """Decays from -1 to 1 in place of 0 to 1, 2 exp(a) − 1 for exp(a): a state that can flip (arXiv:2411.12537)."""
-    chunk: int | None = choice(64, 16, 32, 128, 256, unit="tokens")
+    chunk: int | None = choice(64, 16, 32, 128, 256, unit="chunk")
     """Tokens that are computed at once: what a prefill costs, not what the layer is."""
 
     def sized(self, frame: Frame) -> Self:

@@ -23,6 +23,7 @@ from search_space.vocabulary import VOCABULARY, branch_of, mixer_of, read
 FRAME = Frame(width=64, train_length=64, context=96, dtype="float32", vocabulary=64)
 SIZES = {
     "tokens": (4, 8, 20, 48),
+    "chunk": (16, 32, 48),
     "head": (8, 16, 24),
     "state": (8, 16, 24),
     "rank": (8, 16, 40),

@@ -75,6 +75,13 @@ def test_what_has_no_unit_stays() -> None:
     )
 
 
+def test_how_a_layer_is_computed_stays_as_written_or_left_to_the_frame() -> None:
+    target, proxy = Frame(width=2048, train_length=8192), Frame(width=64, train_length=32)
+    assert shrink(Mamba2(chunk=128), target, proxy).chunk == 128
+    assert Mamba2().sized(target).chunk == 64
+    assert shrink(Mamba2(), target, proxy).chunk == Mamba2(state=24).sized(proxy).chunk == 16
+
+
 def test_groups_keep_their_share_of_the_heads() -> None:
     target, proxy = Frame(width=4096), Frame(width=128)
     assert shrink(Full(kv_heads=8), target, proxy).kv_heads == shrink(Full(), target, proxy).heads // 4
