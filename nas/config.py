@@ -130,7 +130,7 @@ class Config(Section):
     study: Annotated[str, Field(min_length=1, max_length=200)] = "quick"
     storage: str = "sqlite:///nas.db"
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
-    trials: Count = 20
+    trials: Count = 18
     workers: Count = 2
     pool: Literal["auto", "inline", "ray"] = "auto"
     ray_address: str | None = None

@@ -5,7 +5,7 @@ Letters: B batch, T time, S keys, H heads, G key heads, K head width.
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ FAST_TURNS, SLOW_TURNS = 32, 1
 FADE_TOKENS = 512
 FADE_FLOOR = 0.4
 """xPos: pair i of N fades by ((i/N + floor) / (1 + floor)) every so many tokens."""
+
+SHORT_ROW = 64
+"""Below so many numbers a head, a factor broadcast over the heads costs more than a factor for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,26 @@ def alibi_slopes(heads: int) -> list[float]:
     return slopes + between
 
 
+class _Turn(torch.autograd.Function):
+    """x · cos + exchanged(x) · sin, where the sine's sign differs by half; the gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.half = half
+        return (x * cos).addcmul_(_exchanged(x, half), sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return (grads[0] * cos).addcmul_(_exchanged(grads[0], ctx.half), sin, value=-1.0), None, None, None
+
+
+def _exchanged(x: Tensor, half: int) -> Tensor:
+    """x [..., K] whose first two halves have changed places."""
+    return torch.cat([x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]], dim=-1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Positions:
     """What a layer does about positions.
@@ -111,9 +134,16 @@ class Positions:
         position = torch.arange(start, start + x.shape[1], device=x.device, dtype=torch.float32)
         angle = position[:, None] * self.scaling.frequencies(width, self.base, x.device)
         gain = self.scaling.gain if sharpen else 1.0
-        cos, sin = (gain * angle.cos())[:, None].to(x.dtype), (gain * angle.sin())[:, None].to(x.dtype)
-        left, right, rest = x[..., : width // 2], x[..., width // 2 : width], x[..., width:]
-        return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
+        cos, sin = gain * angle.cos(), gain * angle.sin()
+        rest = x.shape[-1] - width
+        cos = torch.nn.functional.pad(torch.cat([cos, cos], dim=-1), (0, rest), value=1.0)[:, None].to(
+            x.dtype
+        )
+        sin = torch.nn.functional.pad(torch.cat([-sin, sin], dim=-1), (0, rest))[:, None].to(x.dtype)
+        if x.shape[-1] < SHORT_ROW:
+            cos, sin = (part.expand(*x.shape[1:]).contiguous() for part in (cos, sin))
+        turned: Tensor = _Turn.apply(x, cos, sin, width // 2)  # type: ignore[no-untyped-call]
+        return turned
 
     def width(self, x: Tensor) -> int:
         """How many of the head's widths turn."""
