@@ -26,11 +26,13 @@ class Cell:
 
     parts: tuple[Part, ...]
     channel: str
+    join: str = ""
+    """How parts side by side become one, where it is not their mean."""
 
     @property
     def label(self) -> str:
         """The whole layer, to be read out or shown on hover."""
-        text = "|".join(part.label for part in self.parts)
+        text = "|".join(part.label for part in self.parts) + (f"&{self.join}" if self.join else "")
         return text if self.channel in ("", "swiglu") else f"{text}/{self.channel}"
 
     @property
@@ -100,12 +102,13 @@ def _cell(layer: Mapping[str, Any], families: Mapping[str, str], letters: Mappin
                 mixer=mixer,
                 family=family_of(families.get(mixer, "")).name,
                 mark=letters.get(mixer, mixer[:2]),
-                label=_notation(mixer, branch.get("settings") or {}),
+                label=_notation(mixer, branch.get("settings") or {})
+                + (f"@{branch['share']}" if branch.get("share") else ""),
             )
         )
     channel = layer.get("channel") or {}
     written = _notation(str(channel.get("mixer", "")), channel.get("settings") or {})
-    return Cell(parts=tuple(parts), channel=written)
+    return Cell(parts=tuple(parts), channel=written, join=str(layer.get("join", "")))
 
 
 def _notation(name: str, settings: Mapping[str, Any]) -> str:

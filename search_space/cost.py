@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from search_space.frame import Frame, Place
 from search_space.layout import Layer, Layout, stack, stretch
-from search_space.parallel import Parallel, parallel_params
+from search_space.parallel import build_parallel, parallel_cost
 from search_space.spec import Cost, Mixer, total
-from search_space.vocabulary import channel_of, mixer_of
+from search_space.vocabulary import VOCABULARY, branch_frames, channel_of, mixer_of
 
 FILLS = ("stack", "stretch")
 
@@ -26,10 +26,10 @@ def at_depth(pattern: Layout, frame: Frame, fill: str = "stack") -> Layout:
 
 def layer_cost(layer: Layer, frame: Frame) -> Cost:
     """A layer with its branches, its channel mixer and its norms."""
-    branches = total(mixer_of(branch).cost(frame) for branch in layer.branches)
-    norms = frame.width * (1 if layer.channel.mixer == "none" else 2)
-    extra = Cost(params=norms + parallel_params(len(layer.branches), frame.width))
-    return total((branches, channel_of(layer.channel).cost(frame), extra))
+    own = zip(layer.branches, branch_frames(layer, frame), strict=True)
+    branches = total(mixer_of(branch).cost(inside) for branch, inside in own)
+    norms = Cost(params=frame.width * (1 if layer.channel.mixer == "none" else 2))
+    return total((branches, channel_of(layer.channel).cost(frame), parallel_cost(layer, frame), norms))
 
 
 def frames_of(network: Layout, frame: Frame) -> list[Frame]:
@@ -51,11 +51,13 @@ def inner_frame(layer: Layer, frame: Frame) -> Frame:
 
 def layout_cost(network: Layout, frame: Frame) -> Cost:
     """All layers of a network as written, each at its place; embeddings, final norm and head are not among them."""
-    price: dict[tuple[Layer, frozenset[str]], Cost] = {}
+    price: dict[tuple[Layer, frozenset[str], int | None], Cost] = {}
     costs = []
     for layer, own in zip(network.layers, frames_of(network, frame), strict=True):
-        # A price depends on the place only through the mixers that came before.
-        key = (layer, own.place.earlier & {branch.mixer for branch in layer.branches})
+        # A price depends on the place through the mixers that came before, and where a mixer asks for its depth.
+        mixers = {branch.mixer for branch in layer.branches}
+        by_depth = any("depth" in VOCABULARY[mixer].needs for mixer in mixers)
+        key = (layer, own.place.earlier & mixers, own.place.index if by_depth else None)
         if key not in price:
             price[key] = layer_cost(layer, own)
         costs.append(price[key])
@@ -74,8 +76,9 @@ def embedding_params(frame: Frame) -> int:
 
 def build_mixer(layer: Layer, frame: Frame) -> Mixer:
     """The sequence mixer of a layer, its branches side by side if there are several."""
-    branches = [mixer_of(branch).build(frame) for branch in layer.branches]
-    return branches[0] if len(branches) == 1 else Parallel(branches, frame.width)
+    if len(layer.branches) == 1:
+        return mixer_of(layer.branches[0]).build(frame)
+    return build_parallel(layer, frame)
 
 
 def costs_by_name(layer: Layer, frame: Frame) -> dict[str, float]:

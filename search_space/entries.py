@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from search_space.constraint import families
 from search_space.frame import Frame
@@ -33,7 +33,7 @@ class Entry:
                 Branch(branches[0].mixer, (*branches[0].settings, *zip(names, values, strict=True)))
             )
             branches = (branch_of(spec),)
-        return Layer(branches, channel or self.layer.channel)
+        return replace(self.layer, branches=branches, channel=channel or self.layer.channel)
 
 
 def make_entries(

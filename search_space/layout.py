@@ -2,8 +2,10 @@
 
     layout   = item { " " item }
     item     = [ count "*" ] ( layer | "(" layout ")" )
-    layer    = branch { "|" branch } [ "/" channel ]
-    branch   = mixer [ "[" name "=" value { "," name "=" value } "]" ]
+    layer    = branch { "|" branch } [ "&" join ] [ "/" channel ]
+    branch   = mixer [ "[" name "=" value { "," name "=" value } "]" ] [ "@" share ]
+    join     = how mixers side by side become one: mean, sum or gate
+    share    = parts of the layer's width that the mixer gets; without any, each is as wide as the layer
     channel  = a branch of the channel mixers; swiglu where nothing is written, "none" for no channel mixer
 
 Equal layouts print equally: runs and nested repeats are folded to the shortest text, defaults are left out.
@@ -20,6 +22,10 @@ from typing import Any
 from search_space.setting import Value, show_value
 
 DEFAULT_CHANNEL = "swiglu"
+JOINS = ("mean", "sum", "gate")
+"""How mixers side by side become one: the mean of their normalised outputs, a sum with a learned factor each, or a
+normalised mean whose weights each token chooses."""
+MOST_SHARES = 64
 
 
 @dataclass(frozen=True, order=True)
@@ -28,30 +34,56 @@ class Branch:
 
     mixer: str
     settings: tuple[tuple[str, Value], ...] = ()
+    share: int = 0
+    """Parts of the layer's width, of all that the mixers side by side have; 0: as wide as the layer."""
 
     def __str__(self) -> str:
         inside = ",".join(f"{name}={show_value(value)}" for name, value in self.settings)
-        return f"{self.mixer}[{inside}]" if inside else self.mixer
+        text = f"{self.mixer}[{inside}]" if inside else self.mixer
+        return f"{text}@{self.share}" if self.share else text
 
     def to_json(self) -> dict[str, Any]:
         """The branch as plain JSON."""
-        return {"mixer": self.mixer, "settings": dict(self.settings)}
+        plain = {"mixer": self.mixer, "settings": dict(self.settings)}
+        return plain | {"share": self.share} if self.share else plain
 
 
 @dataclass(frozen=True, order=True)
 class Layer:
-    """One or more mixers side by side, and the channel mixer that follows them."""
+    """One or more mixers side by side, how they are joined, and the channel mixer that follows them.
+
+    Raises:
+        ValueError: an unknown join, one of a single mixer, or shares of some mixers only.
+    """
 
     branches: tuple[Branch, ...]
     channel: Branch = Branch(DEFAULT_CHANNEL)
+    join: str = JOINS[0]
+
+    def __post_init__(self) -> None:
+        if self.join not in JOINS:
+            raise ValueError(f"no join {self.join!r}: use one of {', '.join(JOINS)}")
+        shared = [branch for branch in self.branches if branch.share]
+        if len(self.branches) == 1 and (shared or self.join != JOINS[0]):
+            raise ValueError(f"{self.branches[0]} stands alone: @ and & are for mixers side by side")
+        if shared and len(shared) < len(self.branches):
+            raise ValueError("a share is given to some of the mixers only: give one to each, or to none")
+        if any(not 1 <= branch.share <= MOST_SHARES for branch in shared):
+            raise ValueError(f"a share is a whole number from 1 to {MOST_SHARES}")
 
     def __str__(self) -> str:
         text = "|".join(str(branch) for branch in self.branches)
+        if self.join != JOINS[0]:
+            text = f"{text}&{self.join}"
         return text if self.channel == Branch(DEFAULT_CHANNEL) else f"{text}/{self.channel}"
 
     def to_json(self) -> dict[str, Any]:
         """The layer as plain JSON."""
-        return {"branches": [branch.to_json() for branch in self.branches], "channel": self.channel.to_json()}
+        plain = {
+            "branches": [branch.to_json() for branch in self.branches],
+            "channel": self.channel.to_json(),
+        }
+        return plain if self.join == JOINS[0] else plain | {"join": self.join}
 
 
 @dataclass(frozen=True, order=True)
@@ -97,10 +129,13 @@ def from_json(layers: Sequence[Mapping[str, Any]]) -> Layout:
     """The layout that `to_json` wrote; settings are not checked here, the vocabulary does that."""
 
     def branch(item: Mapping[str, Any]) -> Branch:
-        return Branch(item["mixer"], tuple(sorted(item["settings"].items())))
+        return Branch(item["mixer"], tuple(sorted(item["settings"].items())), item.get("share", 0))
 
     return Layout(
-        tuple(Layer(tuple(map(branch, item["branches"])), branch(item["channel"])) for item in layers)
+        tuple(
+            Layer(tuple(map(branch, item["branches"])), branch(item["channel"]), item.get("join", JOINS[0]))
+            for item in layers
+        )
     )
 
 

@@ -1,17 +1,19 @@
 """The parser of the notation: text to a checked, canonical layout, or an error that points at the place."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from search_space.layout import DEFAULT_CHANNEL, Branch, Layer, Layout
+from search_space.layout import DEFAULT_CHANNEL, JOINS, MOST_SHARES, Branch, Layer, Layout
 from search_space.setting import Setting, Value
 
 MOST_LAYERS = 512
 MOST_OPEN = 64
 """Parentheses that may be open at once; reading is recursive."""
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SHARE = re.compile(r"\d{1,3}(?!\d)")
 _COUNT = re.compile(r"(\d+)\s*\*")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 
@@ -139,13 +141,39 @@ class _Reader:
         return inside
 
     def layer(self) -> Layer:
-        branches = [self.branch("mixer", self.words.mixers)]
+        self.skip_blanks()
+        start, branches = self.at, [self.shared()]
         while self.take("|"):
-            branches.append(self.branch("mixer", self.words.mixers))
+            branches.append(self.shared())
+        join = self.join() if self.take("&") else JOINS[0]
         channel = Branch(DEFAULT_CHANNEL)
         if self.take("/"):
             channel = self.branch("channel mixer", self.words.channels)
-        return Layer(tuple(branches), channel)
+        # 2:6 is 1:3, and equal layers have one text.
+        common = math.gcd(*(branch.share for branch in branches)) or 1
+        try:
+            return Layer(
+                tuple(replace(branch, share=branch.share // common) for branch in branches), channel, join
+            )
+        except ValueError as error:
+            raise self.fail(str(error), start) from None
+
+    def shared(self) -> Branch:
+        branch = self.branch("mixer", self.words.mixers)
+        if not self.take("@"):
+            return branch
+        self.skip_blanks()
+        number = _SHARE.match(self.text, self.at)
+        if not number or not 1 <= int(number.group()) <= MOST_SHARES:
+            raise self.fail(f'expected a share from 1 to {MOST_SHARES} after "@" at position {self.at + 1}')
+        self.at = number.end()
+        return replace(branch, share=int(number.group()))
+
+    def join(self) -> str:
+        name, start = self.word("a join")
+        if name not in JOINS:
+            raise self.fail(f'no join "{name}"{nearest(name, JOINS)} (use one of {", ".join(JOINS)})', start)
+        return name
 
     def branch(self, kind: str, known: Mapping[str, Word]) -> Branch:
         name, start = self.word(f"a {kind}")

@@ -14,8 +14,9 @@ from search_space.frame import Frame, nearest_divisor, round_to
 from search_space.setting import UNITS, settings_of
 
 AnySpec = TypeVar("AnySpec", bound="Spec")
-Need = Literal["depth", "stream", "length"]
-"""What a mixer takes from beyond its own layer: its place in the network, the pass's stream, the longest text."""
+Need = Literal["depth", "stream", "width", "length"]
+"""What a mixer takes from beyond its own layer: its place in the network, the pass's stream, a value in it that is as
+wide as the network, the longest text."""
 
 DTYPES = {
     "float32": torch.float32,

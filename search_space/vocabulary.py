@@ -55,6 +55,9 @@ from search_space.notation import Word, Words, nearest, parse
 from search_space.setting import settings_of
 from search_space.spec import ChannelSpec, MixerSpec, Spec, shrink
 
+WIDTH_STEP = 8
+"""Every width is a multiple of it."""
+
 VOCABULARY: dict[str, type[MixerSpec]] = {
     spec.name: spec
     for spec in (
@@ -161,11 +164,39 @@ def branch_of(spec: Spec) -> Branch:
     )
 
 
+def branch_frames(layer: Layer, frame: Frame) -> tuple[Frame, ...]:
+    """The frame of each of a layer's mixers: the layer's own, or as wide as the mixer's share, in multiples of 8.
+
+    Raises:
+        ValueError: the layer is too narrow, or a mixer reads a value as wide as the network.
+    """
+    shares = [branch.share for branch in layer.branches]
+    if not any(shares):
+        return (frame,) * len(shares)
+    for branch in layer.branches:
+        if "width" in VOCABULARY[branch.mixer].needs:
+            raise ValueError(f"{branch.mixer} reads a value as wide as the network: write it without a share")
+    whole = frame.width // WIDTH_STEP
+    if whole < len(shares):
+        raise ValueError(
+            f"width {frame.width} cannot be shared by {len(shares)} mixers: each has at least {WIDTH_STEP}"
+        )
+    exact = [share * whole / sum(shares) for share in shares]
+    parts = [max(1, int(part)) for part in exact]
+    # What is left over goes where most is missing, and comes from where most is too much, so that the parts add up.
+    while sum(parts) < whole:
+        parts[max(range(len(parts)), key=lambda index: exact[index] - parts[index])] += 1
+    while sum(parts) > whole:
+        spare = [index for index, part in enumerate(parts) if part > 1]
+        parts[min(spare, key=lambda index: exact[index] - parts[index])] -= 1
+    return tuple(replace(frame, width=part * WIDTH_STEP) for part in parts)
+
+
 def check(layout: Layout, frame: Frame) -> None:
     """Raise ValueError if a layer's sizes do not fit together in the frame."""
     for layer in dict.fromkeys(layout.layers):
-        for branch in layer.branches:
-            mixer_of(branch).sized(frame)
+        for branch, own in zip(layer.branches, branch_frames(layer, frame), strict=True):
+            mixer_of(branch).sized(own)
         channel_of(layer.channel).sized(frame)
 
 
@@ -176,8 +207,13 @@ def plain(layout: Layout, frame: Frame) -> Layout:
 
 
 def _plain_layer(layer: Layer, frame: Frame) -> Layer:
-    return Layer(
-        tuple(branch_of(_plain_spec(mixer_of(branch), frame)) for branch in layer.branches), layer.channel
+    branches = zip(layer.branches, branch_frames(layer, frame), strict=True)
+    return replace(
+        layer,
+        branches=tuple(
+            replace(branch_of(_plain_spec(mixer_of(branch), own)), share=branch.share)
+            for branch, own in branches
+        ),
     )
 
 
@@ -204,9 +240,14 @@ def shrink_layout(layout: Layout, target: Frame, proxy: Frame) -> Layout:
     """The layout as it is trained in the proxy frame: every size by its unit's law; sources in `spec.shrink`."""
 
     def smaller(layer: Layer) -> Layer:
-        return Layer(
-            tuple(branch_of(shrink(mixer_of(branch), target, proxy)) for branch in layer.branches),
-            branch_of(shrink(channel_of(layer.channel), target, proxy)),
+        frames = zip(branch_frames(layer, target), branch_frames(layer, proxy), strict=True)
+        return replace(
+            layer,
+            branches=tuple(
+                replace(branch_of(shrink(mixer_of(branch), large, small)), share=branch.share)
+                for branch, (large, small) in zip(layer.branches, frames, strict=True)
+            ),
+            channel=branch_of(shrink(channel_of(layer.channel), target, proxy)),
         )
 
     done = {layer: smaller(layer) for layer in dict.fromkeys(layout.layers)}

@@ -38,7 +38,7 @@ class RWKV7(MixerSpec):
     name: ClassVar[str] = "rwkv7"
     family: ClassVar[str] = "delta"
     source: ClassVar[str] = "Peng 2025, arXiv:2503.14456"
-    needs: ClassVar[frozenset[Need]] = frozenset({"depth", "stream"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"depth", "stream", "width"})
 
     head_dim: int | None = choice(32, 64, 128, unit="head", searched=True)
     rank_ratio: float = choice(1.0, 0.5, 2.0)

@@ -1,13 +1,15 @@
 """The notation: what is written is what is read, in one canonical form, and every fault is shown at its place."""
 
+import math
 import random
 import string
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_space.layout import Branch, Layer, Layout, from_json
+from search_space.layout import JOINS, Branch, Layer, Layout, from_json
 from search_space.notation import MOST_LAYERS, LayoutError
 from search_space.setting import UNITS, Setting, Value, settings_of
 from search_space.vocabulary import CHANNELS, VOCABULARY, read
@@ -53,12 +55,24 @@ def branches(draw: st.DrawFn, names: list[str]) -> tuple[str, Branch]:
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[str, Layer]:
     made = draw(st.lists(branches(sorted(VOCABULARY)), min_size=1, max_size=2))
+    join = JOINS[0]
+    if len(made) > 1:
+        join = draw(st.sampled_from(JOINS))
+        if draw(st.booleans()):
+            shares = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+            common, blank = math.gcd(*shares), draw(st.sampled_from(["", " "]))
+            made = [
+                (f"{said}{blank}@{blank}{share}", replace(branch, share=share // common))
+                for (said, branch), share in zip(made, shares, strict=True)
+            ]
     text = draw(st.sampled_from(["|", " | "])).join(said for said, _ in made)
+    if join != JOINS[0] or (len(made) > 1 and draw(st.booleans())):
+        text = f"{text}{draw(st.sampled_from(['&', ' & ']))}{join}"
     channel = Branch("swiglu")
     if draw(st.booleans()):
         said, channel = draw(branches(sorted(CHANNELS)))
         text = f"{text}/{said}"
-    return text, Layer(tuple(branch for _, branch in made), channel)
+    return text, Layer(tuple(branch for _, branch in made), channel, join)
 
 
 def items(depth: int) -> st.SearchStrategy[tuple[str, list[Layer]]]:
