@@ -39,15 +39,16 @@ def published_frame(
     vocabulary: int,
     *,
     train_length: int = 4096,
+    context: int = 131072,
     rotary_base: float = 1e4,
     yarn: tuple[float, int] | None = None,
 ) -> Frame:
-    """The frame of a published model at 131,072 tokens; `yarn`: by how much it is stretched, and from which length."""
+    """The frame of a published model, at 131,072 tokens unless it has a limit; `yarn`: its stretch, and from what length."""
     factor, length = yarn or (1.0, None)
     return Frame(
         width=width,
         train_length=train_length,
-        context=131072,
+        context=context,
         vocabulary=vocabulary,
         rotary_base=rotary_base,
         rotary_scaling="yarn" if yarn else "none",

@@ -8,6 +8,7 @@ from search_space.frame import Frame
 from search_space.layout import Layout, stack
 from search_space.preset import Preset, published_frame
 from search_space.presets_attention import ATTENTION
+from search_space.presets_parallel import PARALLEL
 from search_space.vocabulary import read
 
 _KDA, _MLA = "kda[heads=32,head_dim=128]", "mla[heads=32,head_dim=128,rank=512,shared=64,rotary=0]"
@@ -80,6 +81,7 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         *ATTENTION,
+        *PARALLEL,
         Preset(
             name="kimi-linear",
             title="Kimi-Linear-48B-A3B",

@@ -30,7 +30,60 @@ _GROUPS = (
     "its router's choice of groups of experts first is left out, as is the layer that predicts a second token"
 )
 
+_ENCODER = "an encoder, here its causal half, with rotary positions in place of learned ones; one that generates keeps this cache"
+
 ATTENTION: tuple[Preset, ...] = (
+    Preset(
+        name="gpt-2",
+        title="GPT-2 small",
+        network="12*full[heads=12,head_dim=64]/mlp[hidden=3072]",
+        frame=published_frame(768, 50257, train_length=1024, context=1024),
+        pattern="full",
+        source="Radford et al. 2019, Language Models are Unsupervised Multitask Learners",
+        tied=True,
+        note="rotary positions in place of 1,024 learned ones; without the biases of its projections",
+    ),
+    Preset(
+        name="transformer-xl",
+        title="Transformer-XL large",
+        network="18*transformer_xl[heads=16,head_dim=64,segment=128,memory=1600]/mlp[hidden=4096,activation=relu]",
+        frame=published_frame(1024, 267735, train_length=2048),
+        pattern="transformer_xl",
+        source="Transformer-XL, arXiv:1901.02860",
+        tied=True,
+        note="keeps keys and values, twice the bytes of the release's hidden states; one width for all of its words, "
+        "where the release narrows the rare ones",
+    ),
+    Preset(
+        name="sparse-transformer",
+        title="Sparse Transformer of Enwik8",
+        network="30*fixed[heads=8,head_dim=64,stride=128,summary=32]/mlp[hidden=2048]",
+        frame=published_frame(512, 256, train_length=12288),
+        pattern="fixed",
+        source="Sparse Transformers, arXiv:1904.10509",
+        tied=True,
+        note="rotary positions in place of learned ones",
+    ),
+    Preset(
+        name="longformer",
+        title="Longformer-base",
+        network="12*longformer[heads=12,head_dim=64,size=256,prefix=4]/mlp[hidden=3072]",
+        frame=published_frame(768, 50265),
+        pattern="longformer",
+        source="Longformer, arXiv:2004.05150",
+        tied=True,
+        note=_ENCODER,
+    ),
+    Preset(
+        name="bigbird",
+        title="BigBird-base",
+        network="12*bigbird[heads=12,head_dim=64,block=64,random=3]/mlp[hidden=3072]",
+        frame=published_frame(768, 50358),
+        pattern="bigbird",
+        source="BigBird, arXiv:2007.14062",
+        tied=True,
+        note=_ENCODER,
+    ),
     Preset(
         name="llama-3",
         title="Llama-3-8B",

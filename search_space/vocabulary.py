@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 
 from search_space.channel.geglu import GeGLU
+from search_space.channel.mlp import MLP
 from search_space.channel.moe import MoE
 from search_space.channel.none import NoChannel
 from search_space.channel.relu2 import ReLU2
@@ -104,7 +105,9 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         ShortConv,
     )
 }
-CHANNELS: dict[str, type[ChannelSpec]] = {spec.name: spec for spec in (SwiGLU, GeGLU, ReLU2, MoE, NoChannel)}
+CHANNELS: dict[str, type[ChannelSpec]] = {
+    spec.name: spec for spec in (SwiGLU, GeGLU, ReLU2, MLP, MoE, NoChannel)
+}
 
 
 @cache

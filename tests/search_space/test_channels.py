@@ -151,6 +151,19 @@ def test_two_shared_experts_are_granites_wider_one(far: Far) -> None:
     same_both_ways(ours, routed(x) + common(x), x, far)
 
 
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_mlp_is_two_matrices_around_its_activation(activation: str, far: Far) -> None:
+    made: Any = channel_of(read(f"full/mlp[hidden=40,activation={activation}]").layers[0].channel).build(
+        Frame(width=16)
+    )
+    made.requires_grad_(False)
+    x = torch.randn(3, 5, 16)
+    inside = x @ made.up.weight.T
+    # GELU is x times the share of the normal distribution below x.
+    gain = (1 + torch.erf(inside / 2**0.5)) / 2 if activation == "gelu" else (inside > 0).float()
+    assert far(made(x), (inside * gain) @ made.down.weight.T) < 1e-5
+
+
 @pytest.mark.parametrize(("text", "model"), [("swiglu", "llama"), ("geglu", "gemma")])
 def test_gated_networks_are_llamas_and_gemmas(text: str, model: str, far: Far) -> None:
     theirs_class, config_class = imported(model, f"{model.title()}MLP", f"{model.title()}Config")
@@ -380,9 +393,9 @@ def test_a_written_width_shrinks_with_the_width_and_comes_before_the_ratio() -> 
     target, proxy = Frame(width=2048), Frame(width=64)
     small = shrink(MoE(experts=256, top_k=8, hidden=1024), target, proxy)
     assert (small.experts, small.top_k, small.hidden) == (256, 8, 32)
-    for text in ("swiglu", "geglu", "relu2"):
+    for text in ("swiglu", "geglu", "relu2", "mlp"):
         spec = channel_of(read(f"full/{text}[hidden=5120,ratio=2]").layers[0].channel)
-        matrices = 2 if text == "relu2" else 3
+        matrices = 2 if text in ("relu2", "mlp") else 3
         assert spec.cost(target).params == matrices * 2048 * 5120
         assert shrink(spec, target, proxy).cost(proxy).params == matrices * 64 * 160
         plain = channel_of(read(f"full/{text}[ratio=2]").layers[0].channel)
