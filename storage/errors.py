@@ -9,7 +9,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 _SECRET_KEY = re.compile(r"pass|pwd|secret|token", re.IGNORECASE)
 _QUERY_ITEM = re.compile(r"([?&;])([^=&;?]*)=([^&;]*)")
-_USER_INFO = re.compile(r"(^|://)([^:/?#\s]*):(?!//)(.*)@", re.DOTALL)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_USER = re.compile(r"[^:/?#\s]*")
 
 
 class StorageError(Exception):
@@ -38,13 +39,14 @@ def redacted(url: str) -> str:
 
     # The query goes first: an unescaped "@" in a ?password= would otherwise pass for the end of user:password.
     shown = _QUERY_ITEM.sub(mask_item, url)
-    shown, masked = _USER_INFO.subn(r"\1\2:***@", shown)
-    head, at, tail = shown.rpartition("@")
-    if at and not masked and ":" in head.partition("://")[2]:
-        return f"***@{tail}"
-    if at and not masked and "://" not in head and ":" in head:
-        return f"***@{tail}"
-    return shown
+    # Only what begins the text is a scheme: a password may hold "://" as well.
+    scheme = _SCHEME.match(shown)
+    start = scheme.group() if scheme else ""
+    head, at, tail = shown.removeprefix(start).rpartition("@")
+    user, colon, _ = head.partition(":")
+    if not (at and colon):
+        return shown
+    return f"{start}{user}:***@{tail}" if _USER.fullmatch(user) else f"***@{tail}"
 
 
 def scrubbed(message: str, secrets: tuple[str, ...]) -> str:

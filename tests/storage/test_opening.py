@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
@@ -209,6 +209,8 @@ def test_no_message_or_repr_shows_the_password(server, build) -> None:
 secrets = st.text("abcXYZ019-_.%!$/@?#&:=", max_size=12).map(lambda text: f"{CANARY}{text}{CANARY}")
 
 
+@example(f"{CANARY}://{CANARY}", "postgresql//user:{}@host")
+@example(f"{CANARY}://b:{CANARY}", "postgresql//user:{}@host")
 @given(
     secrets,
     st.sampled_from(
