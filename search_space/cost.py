@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from search_space.frame import Frame, Place
+from search_space.frame import Frame, Place, Written
 from search_space.layout import Layer, Layout, stack, stretch
 from search_space.parallel import build_parallel, parallel_cost
 from search_space.spec import Cost, Mixer, total
@@ -35,29 +35,29 @@ def layer_cost(layer: Layer, frame: Frame) -> Cost:
 def frames_of(network: Layout, frame: Frame) -> list[Frame]:
     """The frame of each layer: the same sizes, and the layer's own place in the network."""
     earlier: frozenset[str] = frozenset()
+    before: tuple[Written, ...] = ()
     frames = []
     for index, layer in enumerate(network.layers):
-        frames.append(replace(frame, place=Place(index=index, depth=len(network), earlier=earlier)))
+        place = Place(index=index, depth=len(network), earlier=earlier, before=before)
+        frames.append(replace(frame, place=place))
         earlier |= {branch.mixer for branch in layer.branches}
+        before += tuple((branch.mixer, branch.settings) for branch in layer.branches if not branch.share)
     return frames
 
 
 def inner_frame(layer: Layer, frame: Frame) -> Frame:
-    """The frame of a layer with others of its kind before it: its price without its place is this one, never too low."""
-    return replace(
-        frame, place=Place(index=1, depth=2, earlier=frozenset(branch.mixer for branch in layer.branches))
-    )
+    """The frame of a layer with one like it before."""
+    return frames_of(Layout((layer, layer)), frame)[1]
 
 
 def layout_cost(network: Layout, frame: Frame) -> Cost:
     """All layers of a network as written, each at its place; embeddings, final norm and head are not among them."""
-    price: dict[tuple[Layer, frozenset[str], int | None], Cost] = {}
+    price: dict[tuple[Layer, Place | None], Cost] = {}
     costs = []
     for layer, own in zip(network.layers, frames_of(network, frame), strict=True):
-        # A price depends on the place through the mixers that came before, and where a mixer asks for its depth.
-        mixers = {branch.mixer for branch in layer.branches}
-        by_depth = any("depth" in VOCABULARY[mixer].needs for mixer in mixers)
-        key = (layer, own.place.earlier & mixers, own.place.index if by_depth else None)
+        # Only a mixer that asks for something from beyond its layer has a price that depends on its place.
+        asks = any({"depth", "stream"} & VOCABULARY[branch.mixer].needs for branch in layer.branches)
+        key = (layer, own.place if asks else None)
         if key not in price:
             price[key] = layer_cost(layer, own)
         costs.append(price[key])
@@ -82,8 +82,15 @@ def build_mixer(layer: Layer, frame: Frame) -> Mixer:
 
 
 def costs_by_name(layer: Layer, frame: Frame) -> dict[str, float]:
-    """A layer's exact costs by the names that objectives and bounds use, with others of its kind before it."""
-    cost = layer_cost(layer, inner_frame(layer, frame))
+    """A layer's exact costs by the names that objectives and bounds use.
+
+    Where they depend on the place, the higher of those of the first layer of its kind and of the next: never too low.
+    """
+    first, later = (_by_name(layer_cost(layer, own)) for own in (frame, inner_frame(layer, frame)))
+    return {name: max(value, later[name]) for name, value in first.items()}
+
+
+def _by_name(cost: Cost) -> dict[str, float]:
     return {
         "kv_bytes": cost.stored_bytes,
         "params": cost.params,

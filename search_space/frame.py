@@ -7,6 +7,8 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 ROTARY_SCALINGS = ("none", "linear", "ntk", "yarn")
 REFERENCE_WIDTH = 2048
 """The width at which heads have their published sizes; below half of it they shrink with the square root."""
+Written = tuple[str, tuple[tuple[str, object], ...]]
+"""A mixer's name and its written settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,8 @@ class Place:
     """Layers of the whole network."""
     earlier: frozenset[str] = frozenset()
     """The mixers of the layers before this one, by name."""
+    before: tuple[Written, ...] = ()
+    """The same in their order, with the settings that are written; without those that have a share of the width."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.depth:

@@ -101,3 +101,8 @@ def mean_visible(context: int, window: int | None = None) -> float:
     if window is None or context < window:
         return (context + 1) / 2
     return window - window * (window - 1) / (2 * context)
+
+
+def scanned_name(inner: int) -> str:
+    """The name in the stream of what the last scan of so many channels gave."""
+    return f"scanned.{inner}"

@@ -193,6 +193,12 @@ class Spec(ABC):
     def cost(self, frame: Frame) -> Cost:
         """The exact price of one such layer in the frame, its norm not counted."""
 
+    @property
+    def written(self) -> tuple[tuple[str, Any], ...]:
+        """The settings that differ from their default, sorted by name: what the notation writes."""
+        given = ((setting, getattr(self, setting.name)) for setting in settings_of(type(self)))
+        return tuple(sorted((setting.name, value) for setting, value in given if value != setting.default))
+
 
 class MixerSpec(Spec):
     """The spec of a sequence mixer."""

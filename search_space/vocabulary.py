@@ -14,6 +14,7 @@ from search_space.layout import Branch, Layer, Layout
 from search_space.mixers.bigbird import BigBird
 from search_space.mixers.clockwork import Clockwork
 from search_space.mixers.compressive import Compressive
+from search_space.mixers.cross_layer import CrossLayer
 from search_space.mixers.deltanet import DeltaNet
 from search_space.mixers.differential import Differential
 from search_space.mixers.dsa import DSA
@@ -21,6 +22,7 @@ from search_space.mixers.fixed import Fixed
 from search_space.mixers.full import Full
 from search_space.mixers.gated_delta import GatedDelta
 from search_space.mixers.gla import GLA
+from search_space.mixers.gmu import GMU
 from search_space.mixers.hgrn2 import HGRN2
 from search_space.mixers.hyena import Hyena
 from search_space.mixers.infini import Infini
@@ -64,6 +66,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
     for spec in (
         Full,
         Differential,
+        CrossLayer,
         Window,
         Strided,
         Fixed,
@@ -91,6 +94,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Mamba,
         Mamba2,
         Mamba3,
+        GMU,
         DeltaNet,
         GatedDelta,
         KDA,
@@ -160,11 +164,7 @@ def _known(spec: type[Spec], branch: Branch) -> dict[str, object]:
 
 def branch_of(spec: Spec) -> Branch:
     """The branch that names a spec; what equals its default is left out."""
-    given = {setting.name: getattr(spec, setting.name) for setting in settings_of(type(spec))}
-    defaults = {setting.name: setting.default for setting in settings_of(type(spec))}
-    return Branch(
-        spec.name, tuple(sorted((name, value) for name, value in given.items() if value != defaults[name]))
-    )
+    return Branch(spec.name, spec.written)
 
 
 def branch_frames(layer: Layer, frame: Frame) -> tuple[Frame, ...]:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from kernels.selective_scan.ops import selective_scan, selective_scan_step
 from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from search_space.frame import Frame, round_to
-from search_space.parts import Norm, decay_bias
+from search_space.parts import Norm, decay_bias, scanned_name
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Stream
 
 NORM_EPSILON = 1e-6
 
@@ -78,7 +78,10 @@ class MambaState:
 
 
 class MambaMixer(Mixer):
-    """Project, convolve, choose steps, write and read from what came out, scan, gate, project."""
+    """Project, convolve, choose steps, write and read from what came out, scan, gate, project.
+
+    What the scan gives, before the gate, is left in the stream for a `gmu` of a later layer.
+    """
 
     def __init__(self, spec: Mamba, frame: Frame) -> None:
         super().__init__()
@@ -118,18 +121,27 @@ class MambaMixer(Mixer):
         return x, delta, -self.log_rate.float().exp(), write, read, self.skip
 
     def forward(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, Any]:
+        y, state, _ = self.forward_with(x, state, Stream())
+        return y, state
+
+    def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+        y, state, _ = self.step_with(x, state, Stream())
+        return y, state
+
+    def forward_with(self, x: Tensor, state: MambaState | None, stream: Stream) -> tuple[Tensor, Any, Stream]:
         mixed, gate = self.enter(x).chunk(2, dim=-1)
         mixed, tail = short_convolution(
             mixed, self.taps, self.taps_bias, state.tail.to(mixed.dtype) if state else None, activation="silu"
         )
         y, matrix = selective_scan(*self.scan_inputs(mixed), state.matrix if state else None)
         kept = replace(state, matrix=matrix, tail=tail.to(state.tail.dtype)) if state else None
-        return self.out(y * F.silu(gate)), kept
+        return self.out(y * F.silu(gate)), kept, stream.with_value(scanned_name(self.inner), y)
 
-    def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+    def step_with(self, x: Tensor, state: MambaState, stream: Stream) -> tuple[Tensor, MambaState, Stream]:
         mixed, gate = self.enter(x).chunk(2, dim=-1)
         mixed, tail = short_convolution_step(
             mixed, self.taps, self.taps_bias, state.tail.to(mixed.dtype), activation="silu"
         )
         y, matrix = selective_scan_step(*self.scan_inputs(mixed), state.matrix)
-        return self.out(y * F.silu(gate)), replace(state, matrix=matrix, tail=tail.to(state.tail.dtype))
+        kept = replace(state, matrix=matrix, tail=tail.to(state.tail.dtype))
+        return self.out(y * F.silu(gate)), kept, stream.with_value(scanned_name(self.inner), y)

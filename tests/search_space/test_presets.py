@@ -52,6 +52,8 @@ PUBLISHED = {
     "sparse-transformer": (30 * 2 * 512 * 2 * (32 * 64 + 128), 30 * 2 * 512 * 2 * (32 * 1024 + 128)),
     "falcon-h1-1.5b": (277340160, 3297239040),
     "falcon-h1-7b": (508456960, 6044938240),
+    "hymba-1.5b": (86056960, 793845760),
+    "phi-4-mini-flash": (66140160, 695285760),
 }
 ENCODERS = {"longformer", "bigbird"}
 """They generate nothing, so that nobody publishes a cache of theirs."""
@@ -91,6 +93,7 @@ PARAMS = {
     "sparse-transformer": 0.095,
     "falcon-h1-1.5b": 1.55,
     "falcon-h1-7b": 7.59,
+    "phi-4-mini-flash": 3.85,
 }
 
 

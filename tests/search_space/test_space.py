@@ -492,7 +492,7 @@ def test_a_long_pattern_is_sampled_under_tight_rules() -> None:
 
 def test_names_of_families_stand_for_their_mixers() -> None:
     entries = make_entries(["delta", "attention", "full"], {}, FRAME)
-    named = ["deltanet", "gated_delta", "kda", "rwkv7", "full", "differential"]
+    named = ["deltanet", "gated_delta", "kda", "rwkv7", "full", "differential", "cross_layer"]
     assert [entry.name for entry in entries] == named
     every = make_entries(sorted({spec.family for spec in VOCABULARY.values()}), {}, FRAME)
     assert {entry.name for entry in every} == set(VOCABULARY)
