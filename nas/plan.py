@@ -8,7 +8,7 @@ from nas.config import Config, check, hash_of
 from search_space.constraint import read_constraints
 from search_space.entries import make_channels, make_entries
 from search_space.frame import Frame
-from search_space.layout import Layout
+from search_space.layout import Layer, Layout
 from search_space.presets import PRESETS, pattern_for
 from search_space.space import Size, Space
 from search_space.vocabulary import VOCABULARY, plain, shrink_layout
@@ -168,18 +168,23 @@ def budget_json(budget: Budget) -> dict[str, Any]:
 
 
 def _starts(space: Space) -> list[Start]:
-    """Uniform layouts, then the presets whose mixers the space allows and that keep its constraints."""
+    """Uniform layouts, then the presets of whose layers the space allows the mixers, and that keep its constraints."""
     starts = [Start(layout=layout, origin="uniform") for layout in space.uniform()]
-    allowed = {branch.mixer for entry in space.entries for branch in entry.layer.branches}
+    allowed = {_mixers(entry.layer) for entry in space.entries}
     for preset in PRESETS.values():
         pattern = pattern_for(preset, space.frame, space.layers)
-        if pattern is None or not {b.mixer for layer in pattern.layers for b in layer.branches} <= allowed:
+        if pattern is None or not {_mixers(layer) for layer in pattern.layers} <= allowed:
             continue
         pattern = plain(pattern, space.frame)
         if space.why_not(pattern) is None and pattern not in [start.layout for start in starts]:
             check_layout(pattern, space.frame)
             starts.append(Start(layout=pattern, origin=preset.name))
     return starts
+
+
+def _mixers(layer: Layer) -> tuple[str, ...]:
+    """The mixers side by side in a layer, which a space allows together or not at all."""
+    return tuple(sorted(branch.mixer for branch in layer.branches))
 
 
 def _data(config: Config) -> dict[str, Any]:

@@ -43,6 +43,13 @@ def test_presets_with_mixers_that_are_not_allowed_or_of_another_period_stay_out(
     assert not {"kimi-linear", "mamba-2", "mistral"} & {start.origin for start in no_latent.starts}
 
 
+def test_presets_with_mixers_side_by_side_need_a_space_that_has_them_so(plan_of: Callable[..., Plan]) -> None:
+    alone = plan_of({"space": {"layers": 4, "mixers": ["full", "mamba2"], "settings": {}}})
+    beside = plan_of({"space": {"layers": 4, "mixers": ["mamba2|full&sum"], "settings": {}}})
+    assert "falcon-h1-1.5b" not in {start.origin for start in alone.starts}
+    assert {start.origin for start in beside.starts} == {"uniform", "falcon-h1-1.5b"}
+
+
 def test_starts_keep_the_constraints(plan_of: Callable[..., Plan]) -> None:
     plan = plan_of({"space": {"constraints": ["full>=1", "window<=0"]}})
     assert "2*full" in [str(start.layout) for start in plan.starts]

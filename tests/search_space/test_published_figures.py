@@ -65,9 +65,9 @@ def test_v3_at_160k_takes_10_72_gib() -> None:
 
 def test_kimi_keeps_three_quarters_less() -> None:
     preset = PRESETS["kimi-linear"]
-    full = [f"27*{layer.branches[0]}" for layer in preset.layout.layers if layer.branches[0].mixer == "mla"][
-        0
-    ]
+    full = next(
+        f"27*{layer.branches[0]}" for layer in preset.layout.layers if layer.branches[0].mixer == "mla"
+    )
     for context, less in ((8192, 57.0), (131072, 73.0)):
         whole = cache_bytes(read(full), preset.frame, context)
         saved = 100 * (1 - cache_bytes(preset.layout, preset.frame, context) / whole)
