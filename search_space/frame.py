@@ -60,6 +60,8 @@ class Frame:
     """Tokens of the texts before the stretching; yarn alone asks for it."""
     max_length: int | None = None
     """Tokens that the network is built for; None: as many as it is trained on or keeps, whichever is more."""
+    star_block: int = 0
+    """Tokens of a block where full attention prefills by Star Attention; 0 where it prefills exactly."""
     place: Place = Place()
 
     def __post_init__(self) -> None:
@@ -67,6 +69,10 @@ class Frame:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} {value} is not valid: it must be at least 1")
+        if self.star_block < 0:
+            raise ValueError(
+                f"star_block {self.star_block} is not valid: it must be at least 1, or 0 for none"
+            )
         if self.depth is not None and self.depth < 1:
             raise ValueError(f"depth {self.depth} is not valid: a network has at least one layer")
         if self.max_length is not None and self.max_length < max(self.train_length, self.context):

@@ -88,6 +88,8 @@ class Stream:
     """What the first layer of a kind leaves for later ones, [B, T, *]; [B, *] in a step."""
     losses: tuple[Tensor, ...] = ()
     """Numbers that training adds to the loss of its task."""
+    star_block: int = 0
+    """Tokens of a block, where the pass is a prefill by Star Attention; 0 for every other pass."""
 
     def with_value(self, name: str, value: Tensor) -> "Stream":
         """The stream with one more value in it."""

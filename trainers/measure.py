@@ -87,7 +87,8 @@ def frame_text(frame: Frame, phase: Phase) -> str:
     """The sizes that a latency depends on, as a stable text; equal texts may share a measurement."""
     length = f"context {frame.context}" if phase == "decode" else f"prompt {frame.context}"
     sizes = f"width {frame.width}, {length}, batch {frame.batch}, {frame.dtype}"
-    return f"{sizes}, train length {frame.train_length}, longest {frame.longest}"
+    star = f", star {frame.star_block}" if phase == "prefill" and frame.star_block else ""
+    return f"{sizes}, train length {frame.train_length}, longest {frame.longest}{star}"
 
 
 def measure_layer(layer: Layer, frame: Frame, phase: Phase, *, device: str = "cpu") -> Latency:
@@ -127,9 +128,10 @@ def _measure(module: Block | Stack, frame: Frame, phase: Phase, device: str) -> 
                 return _repeat(lambda: module.step(x, state), place)
             return _repeat(lambda: module.step(x, state, Stream()), place)
         prompt = torch.randn(frame.batch, frame.context, frame.width, device=place, dtype=dtype)
+        stream = Stream(star_block=frame.star_block)
         if isinstance(module, Stack):
-            return _repeat(lambda: module(prompt), place)
-        return _repeat(lambda: module(prompt, None, Stream()), place)
+            return _repeat(lambda: module.forward_with(prompt, None, stream), place)
+        return _repeat(lambda: module(prompt, None, stream), place)
 
 
 def _fill(tensor: Tensor) -> None:

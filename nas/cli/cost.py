@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BatchOption, JsonOption
+from nas.cli.options import BatchOption, JsonOption, StarOption
 
 NAME = "cost"
 
@@ -29,13 +29,14 @@ def command(
     vocabulary: Annotated[
         str | None, typer.Option(metavar="N", help="Tokens of the embedding and the head.")
     ] = None,
+    star: StarOption = None,
     json: JsonOption = False,
 ) -> int:
     """Price a layout: parameters, FLOPs a token, cache bytes at one or more contexts."""
     from dataclasses import replace
 
     from dashboards import quantities
-    from nas.cli.options import size
+    from nas.cli.options import size, star_block
     from nas.cli.output import console, print_json
     from nas.config import TargetConfig
     from nas.errors import reading_input
@@ -48,6 +49,7 @@ def command(
     default = TargetConfig()
     with reading_input():
         preset = PRESETS.get(layout)
+        read_layout = preset.layout if preset else read(layout)
         base = preset.frame if preset else Frame(width=default.width)
         contexts = [size("context", text) or 0 for text in context or []] or [base.context]
         frame = replace(
@@ -59,11 +61,12 @@ def command(
             dtype=dtype,
             vocabulary=size("vocabulary", vocabulary) or base.vocabulary,
             max_length=max(base.train_length, *contexts),
+            star_block=star_block(star, read_layout),
         )
-        read_layout = preset.layout if preset else read(layout)
         check(read_layout, frame)
         answer = cost_json(read_layout, frame, contexts, fill)
     answer["embedding_params"] = embedding_params(frame)
+    answer["star_block"] = frame.star_block
     if json:
         print_json(answer)
         return 0
@@ -95,6 +98,12 @@ def command(
         highlight=False,
         soft_wrap=True,
     )
+    if frame.star_block:
+        out.print(
+            f"full attention is prefilled by Star Attention, in blocks of {quantities.tokens(frame.star_block)}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for entry in answer["cache"]:
         out.print(
             f"cache at {quantities.tokens(entry['context'])}: {quantities.size(entry['stored_bytes'])} stored, "

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BatchOption, ConfigOption, JsonOption, SetOption, given_layers
+from nas.cli.options import BatchOption, ConfigOption, JsonOption, SetOption, StarOption, given_layers
 
 NAME = "measure"
 
@@ -23,6 +23,7 @@ def command(
     prompt: Annotated[
         str | None, typer.Option(metavar="N", help="Tokens of the prefill; 512 if left out.")
     ] = None,
+    star: StarOption = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
     whole: Annotated[bool, typer.Option(help="Also run all layers end to end.")] = True,
     again: Annotated[
@@ -34,9 +35,10 @@ def command(
 ) -> int:
     """Measure decode and prefill latency with random weights; no training is needed."""
     from contextlib import closing, nullcontext
+    from dataclasses import replace
 
     from nas.cli.measure_page import measure_rows, print_rows
-    from nas.cli.options import size
+    from nas.cli.options import size, star_block
     from nas.cli.output import print_json, say
     from nas.config import resolve
     from nas.errors import reading_input
@@ -58,7 +60,9 @@ def command(
         wanted = size("depth", depth) or len(pattern)
         settings = resolve(settings.model_dump(mode="json"), {"target": {"depth": wanted}})
         frame = settings.target.frame()
-        prompt_frame = prefill_frame(frame, size("prompt", prompt))
+        prompt_frame = replace(
+            prefill_frame(frame, size("prompt", prompt)), star_block=star_block(star, pattern)
+        )
         check(pattern, frame)
         place = settings.target.device
         check_device(place)

@@ -39,6 +39,7 @@ def measure_rows(
         "batch": frame.batch,
         "dtype": frame.dtype,
         "prompt": prompt_frame.context,
+        "star_block": prompt_frame.star_block,
         "by_layer": rows,
         "decode_ms": decode_sum,
         "prefill_ms": prefill_sum,
@@ -61,6 +62,10 @@ def print_rows(answer: dict[str, Any]) -> None:
         f"width {answer['width']}, batch {answer['batch']}, {answer['dtype']}; decode: one step at "
         f"{quantities.tokens(answer['context'])}; prefill: a prompt of {quantities.tokens(answer['prompt'])}"
     )
+    if answer["star_block"]:
+        line(
+            f"full attention is prefilled by Star Attention, in blocks of {quantities.tokens(answer['star_block'])}"
+        )
     for row in answer["by_layer"]:
         decode = f"{quantities.milliseconds(row['decode_ms'])} ± {row['decode_spread_ms']:.2g}"
         prefill = f"{quantities.milliseconds(row['prefill_ms'])} ± {row['prefill_spread_ms']:.2g}"

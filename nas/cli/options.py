@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from search_space.layout import Layout
 from search_space.quantity import read_count
 
 StudyOption = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Name of the study.")]
@@ -32,6 +33,14 @@ SpaceOption = Annotated[
         help="What may stand in a layer: mixers, families or whole layers with blanks between them, or all.",
     ),
 ]
+StarOption = Annotated[
+    str | None,
+    typer.Option(
+        "--star",
+        metavar="N",
+        help="Prefill full attention by Star Attention, in blocks of N tokens, such as 4k.",
+    ),
+]
 BatchOption = Annotated[str | None, typer.Option(metavar="N", help="Sequences at the same time.")]
 
 
@@ -43,6 +52,16 @@ def size(name: str, text: str | None) -> int | None:
         return read_count(text)
     except ValueError as error:
         raise ValueError(f"--{name}: {error}") from None
+
+
+def star_block(text: str | None, layout: Layout) -> int:
+    """What --star gives, 0 where it was not given; raises ValueError where no layer would heed it."""
+    block = size("star", text) or 0
+    if block and not any(branch.mixer == "full" for layer in layout.layers for branch in layer.branches):
+        raise ValueError(
+            f"--star: there is no full attention in {layout}, which alone prefills so; leave it out"
+        )
+    return block
 
 
 def words(texts: list[str] | None) -> tuple[str, ...] | None:

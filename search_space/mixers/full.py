@@ -6,21 +6,24 @@ Letters: B batch, T time, D width, H query heads, G key heads, K head width.
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from search_space.frame import Frame
 from search_space.heads import HeadPlan, fit_kv_heads
 from search_space.parts import mean_visible
 from search_space.positions import POSITIONS
+from search_space.routing import mean_chosen
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Stream
 from search_space.state import KeyValue, append, start_key_value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Full(MixerSpec):
     """Grouped-query attention (arXiv:1706.03762, 2305.13245); norm of queries and keys (arXiv:2010.04245), gate
-    (arXiv:2505.06708), cap of the scores (arXiv:2408.00118), learned sink (arXiv:2508.10925)."""
+    (arXiv:2505.06708), cap of the scores (arXiv:2408.00118), learned sink (arXiv:2508.10925). A frame or pass with a
+    `star_block` prefills by Star Attention (arXiv:2411.17116)."""
 
     name: ClassVar[str] = "full"
     family: ClassVar[str] = "attention"
@@ -43,9 +46,11 @@ class Full(MixerSpec):
     def cost(self, frame: Frame) -> Cost:
         plan = HeadPlan.of(self.sized(frame), frame)
         held = frame.batch * frame.context * plan.kv_heads * plan.head_dim * frame.dtype_bytes
+        star = frame.star_block
+        seen = mean_chosen(frame.context, star, 2) if star else mean_visible(frame.context)
         return Cost(
             params=plan.params,
-            flops_prefill=2 * plan.weights + plan.flops(mean_visible(frame.context)),
+            flops_prefill=2 * plan.weights + plan.flops(seen),
             flops_decode=2 * plan.weights + plan.flops(frame.context),
             cache=(
                 CacheTensor(name="keys", stored_bytes=held, read_bytes=held),
@@ -97,6 +102,37 @@ class FullMixer(Mixer):
             state = append(state, k, v)
             k, v = state.keys[:, : state.length].to(q.dtype), state.values[:, : state.length].to(q.dtype)
         return self.finish(self.plan.attend(q, k, v, self.sink), x), state
+
+    def forward_with(self, x: Tensor, state: KeyValue | None, stream: Stream) -> tuple[Tensor, Any, Stream]:
+        if not stream.star_block:
+            return super().forward_with(x, state, stream)
+        y, state = self.prefill_star(x, state, stream.star_block)
+        return y, state, stream
+
+    def prefill_star(self, x: Tensor, state: KeyValue | None, block: int) -> tuple[Tensor, Any]:
+        """`forward` of a context [B, T, D] by Star Attention: a token reads its own block up to itself, and the first block.
+
+        The cache is that of `forward`, so that a query or an answer behind the context (`forward`, `step`) reads all
+        of it. Where the blocks are spread over machines, each computes the first block again, twice the tokens in all.
+        These copies see themselves alone, and with the positions of the first block they are the first block in every
+        layer; here it is computed once, and priced so. From the second layer on the cache holds other keys than exact
+        attention would have left.
+        """
+        start = state.length if state else 0
+        q, k, v = self.project(x, start)
+        if state is not None:
+            state = append(state, k, v)
+            k, v = state.keys[:, : state.length].to(q.dtype), state.values[:, : state.length].to(q.dtype)
+        # Tokens left out matter to slopes and fading alone; turned keys know where they stand.
+        counts = self.plan.positions.kind in ("alibi", "xpos")
+        outputs = []
+        for first in range(start // block * block, k.shape[1], block):
+            last, anchor = min(first + block, k.shape[1]), min(first, block)
+            queries = q[:, max(first - start, 0) : last - start]
+            keys, values = (torch.cat([all_[:, :anchor], all_[:, first:last]], dim=1) for all_ in (k, v))
+            sinks, skipped = (anchor, first - anchor) if counts else (0, 0)
+            outputs.append(self.plan.attend(queries, keys, values, self.sink, sinks=sinks, skipped=skipped))
+        return self.finish(torch.cat(outputs, dim=1), x), state
 
     def step(self, x: Tensor, state: KeyValue) -> tuple[Tensor, KeyValue]:
         q, k, v = self.project(x[:, None], state.length)

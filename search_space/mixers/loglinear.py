@@ -73,7 +73,9 @@ class LogLinear(MixerSpec):
         return Cost(
             params=weights + taps + own + spec.heads * levels,
             flops_prefill=2 * (weights + taps) + within + joined,
-            flops_decode=2 * (weights + taps) + (7 if self.delta else 5) * matrix * live,
+            # Every level is read and all but the fresh one fade, by the delta rule after a correction; a write and two
+            # additions where levels join.
+            flops_decode=2 * (weights + taps) + ((7 if self.delta else 3) * (live - 1) + 5) * matrix,
             cache=(
                 CacheTensor(name="matrix", stored_bytes=held * levels, read_bytes=held * min(live, levels)),
                 CacheTensor(name="tail", stored_bytes=tail, read_bytes=tail),

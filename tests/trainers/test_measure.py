@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from search_space.frame import Frame
+from search_space.mixers.full import FullMixer
 from search_space.state import KeyValue
 from search_space.vocabulary import VOCABULARY, read
 from trainers import measure
@@ -76,6 +77,26 @@ def test_a_prefill_is_the_whole_context(watched: dict[str, Any]) -> None:
     measure_layer(read("kda").layers[0], FRAME, "prefill")
     y, _, _ = watched["result"]
     assert y.shape == (2, 48, 32)
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_prefill_is_by_star_attention_where_the_frame_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = []
+    real = FullMixer.prefill_star
+
+    def spy(mixer: FullMixer, x: torch.Tensor, state: Any, block: int) -> Any:
+        blocks.append((block, state))
+        return real(mixer, x, state, block)
+
+    monkeypatch.setattr(FullMixer, "prefill_star", spy)
+    star = replace(FRAME, star_block=16)
+    for frame in (FRAME, star):
+        measure_layer(read("full").layers[0], frame, "prefill")
+        measure_network(read("2*full kda full|window"), frame, "prefill")
+        measure_layer(read("full").layers[0], frame, "decode")
+    assert blocks == [(16, None)] * 4
+    assert frame_text(star, "prefill") == f"{frame_text(FRAME, 'prefill')}, star 16"
+    assert frame_text(star, "decode") == frame_text(FRAME, "decode")
 
 
 def test_measuring_is_on_one_thread_whatever_the_process_uses(watched: dict[str, Any]) -> None:
