@@ -86,11 +86,15 @@ def front_letters(count: int) -> list[str]:
 def scatter(
     trials: Sequence[TrialRecord], others: Sequence[TrialRecord], letters: Sequence[str], cost: str
 ) -> str:
-    """Quality upwards against a cost by its logarithm; letters are the front, dots the rest."""
+    """Quality upwards against a cost by its logarithm; letters are the front, dots the rest.
+
+    A cost of nought has no logarithm, and stands at the left edge, a factor of two below the least that is paid.
+    """
     shown = [trial for trial in [*trials, *others] if trial.result]
     if len(shown) < 2:
         return ""
-    costs = [math.log10(max(trial.costs[cost], 1e-9)) for trial in shown]
+    free = min((trial.costs[cost] for trial in shown if trial.costs[cost] > 0), default=2.0) / 2
+    costs = [math.log10(trial.costs[cost] or free) for trial in shown]
     qualities = [trial.result.quality for trial in shown if trial.result]
     low, high = min(costs), max(costs)
     worst, best = min(qualities), max(qualities)
@@ -113,7 +117,8 @@ def scatter(
         if cost.startswith("kv_bytes")
         else quantities.count
     )
-    left, right = show(10**low), show(10**high)
+    left = show(0 if any(not trial.costs[cost] for trial in shown) else 10**low)
+    right = show(10**high)
     lines.append(f"       └{'─' * SCATTER_WIDTH}")
     lines.append(
         f"        {left}{' ' * max(1, SCATTER_WIDTH - len(left) - len(right))}{right}  {cost}, log scale"

@@ -2,7 +2,7 @@
 
 import random
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from itertools import islice
 from typing import Any
@@ -156,18 +156,27 @@ def _axes(plan: Plan, book: LatencyBook) -> tuple[Axis, ...]:
     costs = {layer: costs_by_name(layer, plan.target) for layer in letters}
     if "latency_ms" in plan.config.objectives:
         _measure_ahead(plan, list(letters), book, costs)
-    depth = sum(plan.space.weights)
     axes = []
     for name in plan.config.objectives:
         if name == "quality":
             axes.append(Axis(name=name, maximise=True, low=0.0, high=1.0, log=False))
             continue
-        values = [depth * cost[name] for cost in costs.values()]
-        low, high = min(values), max(values)
+        low, high = cost_span([cost[name] for cost in costs.values()], plan.space.weights)
         unit = {"latency_ms": "ms", "kv_bytes": "bytes"}.get(name, "")
         # A quarter of room on both sides, so that the dearest layout still counts for something.
         axes.append(Axis(name=name, maximise=False, low=low / 1.25, high=high * 1.25, log=True, unit=unit))
     return tuple(axes)
+
+
+def cost_span(prices: Sequence[float], weights: Sequence[int]) -> tuple[float, float]:
+    """The least and the most above nothing that a network of such layers costs; 1 for both where all are free.
+
+    Where a layer is free, as one that only gates what another keeps, the rarest position may be the only one to cost.
+    """
+    paid = [price for price in prices if price > 0]
+    if not paid:
+        return 1.0, 1.0
+    return min(paid) * (min(weights) if len(paid) < len(prices) else sum(weights)), max(paid) * sum(weights)
 
 
 def _measure_ahead(

@@ -6,6 +6,8 @@ from itertools import product
 
 import pytest
 
+from nas.cli.picture import scatter
+from nas.cli.session import cost_span
 from nas.front import beaten, finished, front, hypervolume, row, trial_row, values_of
 from storage.records import Axis, LayoutRecord, ResultRecord, State, TrialRecord
 
@@ -133,3 +135,29 @@ def test_rows_hold_plain_numbers(trial: Make) -> None:
     }
     unfit = trial_row(trial(4, None, 2.0, 2048, state="unfit"))
     assert (unfit["state"], unfit["quality"], unfit["scores"], unfit["attempts"]) == ("unfit", None, {}, 1)
+
+
+def test_the_picture_has_a_place_for_what_costs_nothing(trial: Make) -> None:
+    lines = scatter(
+        [trial(0, 0.1, 1.0, 0), trial(1, 0.9, 1.0, 4096)], [], ["a", "b"], "kv_bytes"
+    ).splitlines()
+    drawn = {mark: line.index(mark) for line in lines[1:-2] for mark in "ab" if mark in line}
+    assert drawn["a"] < drawn["b"]
+    assert lines[-1].strip().startswith("0 B ") and "4 KiB" in lines[-1]
+    # Where nothing costs anything there is one place for all.
+    assert "0 B" in scatter([trial(0, 0.1, 1.0, 0), trial(1, 0.9, 1.0, 0)], [], ["a", "b"], "kv_bytes")
+
+
+@pytest.mark.parametrize(
+    ("prices", "weights", "span"),
+    [
+        ([3.0, 5.0], [4, 4], (24.0, 40.0)),
+        # A free layer may stand everywhere but in the rarest position.
+        ([0.0, 3.0, 5.0], [4, 3], (9.0, 35.0)),
+        ([0.0], [4, 4], (1.0, 1.0)),
+    ],
+)
+def test_a_scale_of_costs_is_above_nothing(
+    prices: list[float], weights: list[int], span: tuple[float, float]
+) -> None:
+    assert cost_span(prices, weights) == pytest.approx(span)
