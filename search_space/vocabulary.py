@@ -26,6 +26,7 @@ from search_space.mixers.infini import Infini
 from search_space.mixers.kda import KDA
 from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
+from search_space.mixers.linformer import Linformer
 from search_space.mixers.loglinear import LogLinear
 from search_space.mixers.longformer import Longformer
 from search_space.mixers.lstm import LSTM
@@ -68,6 +69,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         MoBA,
         NSA,
         MoSA,
+        Linformer,
         MLA,
         DSA,
         TransformerXL,
