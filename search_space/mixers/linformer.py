@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from kernels.block_attention.ops import block_attention_step, merge
 from search_space.frame import Frame, round_to
-from search_space.grouped import Grouped, dense, fit_grouped, grouped_cost, joined, keep, recall, walled
+from search_space.grouped import Grouped, fit_grouped, grouped_cost, joined, keep, recall
 from search_space.setting import choice
+from search_space.slots import read_blocks
 from search_space.spec import Cost, Mixer, MixerSpec
 from search_space.state import KeyValue, append_ring, read_ring
 
@@ -161,12 +162,7 @@ class LinformerMixer(Mixer):
         made = self.make(k[:, :whole], v[:, :whole], start - opened)
         slots = recall(state.slots if state else None, start // self.block * self.each, *made)
         k = self.attention.positions.turn(k, start - opened)
-        read, total = walled(q, k, v, block=self.block)
-        if slots[0].shape[1]:
-            number = torch.arange(slots[0].shape[1], device=x.device)
-            after = (number // self.each + 1) * self.block
-            far, others = dense(q, *slots, first=start, positions=after)
-            read, _ = merge((read, far), (total, others + self.bonus))
+        read = read_blocks(q, k, v, slots, start=start, block=self.block, each=self.each, bonus=self.bonus)
         return self.attention.finish(read, x), state
 
     def step(self, x: Tensor, state: LinformerState) -> tuple[Tensor, LinformerState]:
