@@ -122,8 +122,8 @@ class Positions:
         turning = fraction if kind in ("rope", "xpos") else 0.0
         return cls(kind=kind, fraction=turning, base=frame.rotary_base, scaling=Scaling.of(frame))
 
-    def turn(self, x: Tensor, start: int, *, sharpen: bool = True) -> Tensor:
-        """x [B, T, H, K] at positions start, start + 1, …; the first half of what turns pairs with the second.
+    def turn(self, x: Tensor, start: int, *, stride: int = 1, sharpen: bool = True) -> Tensor:
+        """x [B, T, H, K] at positions start, start + stride, …; the first half of what turns pairs with the second.
 
         With the scaling's gain, unless the caller sharpens its scores itself.
         Angles are float32 whatever x is, because a bfloat16 angle is wrong by radians at a few thousand tokens.
@@ -131,7 +131,7 @@ class Positions:
         width = self.width(x)
         if width == 0:
             return x
-        position = torch.arange(start, start + x.shape[1], device=x.device, dtype=torch.float32)
+        position = start + stride * torch.arange(x.shape[1], device=x.device, dtype=torch.float32)
         angle = position[:, None] * self.scaling.frequencies(width, self.base, x.device)
         gain = self.scaling.gain if sharpen else 1.0
         cos, sin = gain * angle.cos(), gain * angle.sin()

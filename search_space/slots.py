@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from kernels.block_attention.ops import block_attention
 from kernels.prefix_attention.ops import prefix_attention
 from search_space.routing import choose
 from search_space.state import KeyValue, append_ring, read_ring, start_key_value
@@ -19,6 +20,9 @@ Pair = tuple[Tensor, Tensor]
 
 ALWAYS = 1e9
 """More than any sum of weights."""
+
+MOST_TILE = 32
+"""Queries that are worked on together, and keys that are read together; a divisor of the block is taken."""
 
 
 def slots_of(tokens: int, length: int, stride: int) -> int:
@@ -140,3 +144,33 @@ def read_slots(
     weights = weights.unflatten(2, (keys.shape[2], -1)).sum(3)
     overlap, strides = squeeze.length // squeeze.stride, block // squeeze.stride
     return read, pointed(weights, start, overlap, strides, block, count)
+
+
+def read_blocks(
+    q: Tensor, k: Tensor, v: Tensor, slots: Pair, *, start: int, block: int, each: int, bonus: float
+) -> Tensor:
+    """What queries read of their own block up to themselves, and of the slots of all blocks before it, in one softmax.
+
+    q [B, T, H, K] from position `start` on; k and v [B, S, G, K] from the beginning of its block on, to the last query;
+    slots [B, N, G, K], `each` for every block that is over by then. A slot's score is raised by `bonus`.
+    """
+    tile = max(size for size in range(1, MOST_TILE + 1) if block % size == 0)
+    begin, scale = start - start % block, q.shape[-1] ** -0.5
+    # Filled up to a whole tile by slots that nobody sees, as their block is yet to end.
+    old_k, old_v = (pad(x, (0, 0, 0, 0, 0, -x.shape[1] % tile)) for x in slots)
+    number = torch.arange(old_k.shape[1], device=q.device)
+    after = (number // each + 1) * block
+    here = torch.arange(start // tile, (start + q.shape[1] - 1) // tile + 1, device=q.device)[:, None]
+    far = torch.where(after[::tile] < (here + 1) * tile, number[: len(number) // tile], -1)
+    near = here // (block // tile) * (block // tile) + torch.arange(block // tile, device=q.device)
+    near = torch.where(near <= here, near + (len(number) - begin) // tile, -1)
+    if bonus:
+        # As one more number of queries and keys, whose product is the bonus.
+        q, k, old_k = pad(q, (0, 1), value=1 / scale), pad(k, (0, 1)), pad(old_k, (0, 1), value=bonus)
+    keys, values = torch.cat([old_k, k], dim=1), torch.cat([old_v, v], dim=1)
+    index = torch.cat([far, near], dim=1)
+    positions = torch.cat([after, torch.arange(begin, begin + k.shape[1], device=q.device)])
+    read, _ = block_attention(
+        q, keys, values, index, block=tile, key_block=tile, first=start, positions=positions, scale=scale
+    )
+    return read

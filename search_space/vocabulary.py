@@ -29,7 +29,9 @@ from search_space.mixers.infini import Infini
 from search_space.mixers.kda import KDA
 from search_space.mixers.lightning import Lightning
 from search_space.mixers.linear import Linear
+from search_space.mixers.linformer import Linformer
 from search_space.mixers.loglinear import LogLinear
+from search_space.mixers.lolcats import LoLCATs
 from search_space.mixers.longformer import Longformer
 from search_space.mixers.lstm import LSTM
 from search_space.mixers.mamba import Mamba
@@ -75,6 +77,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         MoBA,
         NSA,
         MoSA,
+        Linformer,
         MLA,
         DSA,
         TransformerXL,
@@ -82,6 +85,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Infini,
         Linear,
         Performer,
+        LoLCATs,
         RetNet,
         Lightning,
         GLA,

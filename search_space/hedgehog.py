@@ -1,0 +1,31 @@
+"""Hedgehog's feature map: two softmaxes of a learnt projection, whose products stand for exponentials of scores.
+
+Letters: B batch, T time, H heads, K head width, F features of each sign.
+"""
+
+import torch
+from torch import Tensor, nn
+
+LEAST = 1e-12
+"""No feature is less, so that what has been seen never sums to nought."""
+
+
+class Hedgehog(nn.Module):
+    """φ(x) = [softmax(x W), softmax(-x W)] with a W for each head (arXiv:2402.04347)."""
+
+    def __init__(self, heads: int, size: int, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(heads, size, features) * size**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, H, K], or of fewer heads that stand for several each, to [B, T, H, 2 F] in float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            heads = spread(x, self.weight.shape[0]).float().transpose(1, 2)
+            logits = torch.matmul(heads, self.weight.float())
+            both = torch.cat([logits.softmax(-1), (-logits).softmax(-1)], dim=-1)
+            return both.clamp(min=LEAST).transpose(1, 2)
+
+
+def spread(x: Tensor, heads: int, dim: int = 2) -> Tensor:
+    """Each head of x, in the dimension `dim`, as often as makes so many heads."""
+    return x if x.shape[dim] == heads else x.repeat_interleave(heads // x.shape[dim], dim)
