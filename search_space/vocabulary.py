@@ -41,6 +41,7 @@ from search_space.mixers.nsa import NSA
 from search_space.mixers.performer import Performer
 from search_space.mixers.qla import QLA
 from search_space.mixers.retnet import RetNet
+from search_space.mixers.retrieval import Retrieval
 from search_space.mixers.rglru import RGLRU
 from search_space.mixers.rwkv6 import RWKV6
 from search_space.mixers.rwkv7 import RWKV7
@@ -73,6 +74,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         TransformerXL,
         Compressive,
         Infini,
+        Retrieval,
         Linear,
         Performer,
         RetNet,

@@ -32,7 +32,7 @@ SIZES = {
 }
 CHOOSERS = {"dsa"}
 """Words that choose single tokens by score: rounding may exchange two of nearly one score, and a token need not be read."""
-LATE = {"infini", "compressive"}
+LATE = {"infini", "compressive", "retrieval"}
 """Words with parts that work on what has long passed: they learn in longer lessons."""
 NOTHING = Branch("none")
 LONGEST = 75
