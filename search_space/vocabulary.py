@@ -51,6 +51,7 @@ from search_space.mixers.shortconv import ShortConv
 from search_space.mixers.sru import SRU
 from search_space.mixers.strided import Strided
 from search_space.mixers.transformer_xl import TransformerXL
+from search_space.mixers.tree import Tree
 from search_space.mixers.window import Window
 from search_space.notation import Word, Words, nearest, parse
 from search_space.setting import settings_of
@@ -75,6 +76,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         Compressive,
         Infini,
         Retrieval,
+        Tree,
         Linear,
         Performer,
         RetNet,

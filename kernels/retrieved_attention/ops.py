@@ -52,7 +52,7 @@ def retrieved_attention(
     scale: float | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Attention of every head of every query over the keys that are named for it; no other is touched.
+    """Attention of every head of every query over the keys that are named for it; one query touches no other.
 
     q [B, T, H, K]; k [B, S, G, K] and v [B, S, G, V], where head h reads group h·G//H, in one piece of memory or they
     are copied; places [B, T, H, N] int64 in k, each once, -1 for none; bias [B, T, H, N] is added to the scaled
