@@ -32,6 +32,7 @@ from search_space.mixers.lstm import LSTM
 from search_space.mixers.mamba import Mamba
 from search_space.mixers.mamba2 import Mamba2
 from search_space.mixers.mamba3 import Mamba3
+from search_space.mixers.memory_tokens import MemoryTokens
 from search_space.mixers.mingru import MinGRU
 from search_space.mixers.mla import MLA
 from search_space.mixers.mlstm import MLSTM
@@ -75,6 +76,7 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         TransformerXL,
         Compressive,
         Infini,
+        MemoryTokens,
         Retrieval,
         Tree,
         Linear,
