@@ -37,6 +37,7 @@ from search_space.mixers.lstm import LSTM
 from search_space.mixers.mamba import Mamba
 from search_space.mixers.mamba2 import Mamba2
 from search_space.mixers.mamba3 import Mamba3
+from search_space.mixers.memory_tokens import MemoryTokens
 from search_space.mixers.mingru import MinGRU
 from search_space.mixers.mla import MLA
 from search_space.mixers.mlstm import MLSTM
@@ -46,6 +47,7 @@ from search_space.mixers.nsa import NSA
 from search_space.mixers.performer import Performer
 from search_space.mixers.qla import QLA
 from search_space.mixers.retnet import RetNet
+from search_space.mixers.retrieval import Retrieval
 from search_space.mixers.rglru import RGLRU
 from search_space.mixers.rwkv6 import RWKV6
 from search_space.mixers.rwkv7 import RWKV7
@@ -55,6 +57,7 @@ from search_space.mixers.shortconv import ShortConv
 from search_space.mixers.sru import SRU
 from search_space.mixers.strided import Strided
 from search_space.mixers.transformer_xl import TransformerXL
+from search_space.mixers.tree import Tree
 from search_space.mixers.window import Window
 from search_space.notation import Word, Words, nearest, parse
 from search_space.setting import settings_of
@@ -83,6 +86,9 @@ VOCABULARY: dict[str, type[MixerSpec]] = {
         TransformerXL,
         Compressive,
         Infini,
+        MemoryTokens,
+        Retrieval,
+        Tree,
         Linear,
         Performer,
         LoLCATs,

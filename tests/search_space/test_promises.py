@@ -34,7 +34,7 @@ CHOOSERS = {"dsa"}
 """Words that choose single tokens by score: rounding may exchange two of nearly one score, and a token need not be read."""
 KEEPS_NOTHING = {"gmu"}
 """Words that keep nothing and see no past by themselves: they gate what another layer keeps."""
-LATE = {"infini", "compressive", "linformer", "lolcats"}
+LATE = {"infini", "compressive", "linformer", "lolcats", "retrieval"}
 """Words with parts that work on what has long passed: they learn in longer lessons."""
 NOTHING = Branch("none")
 LONGEST = 75
