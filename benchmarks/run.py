@@ -7,6 +7,7 @@ from benchmarks import (
     mixers_cpu,
     proxies,
     recall_by_state,
+    sparsity_cpu,
     state_tracking,
     whole_vocabulary,
 )
@@ -23,6 +24,7 @@ def main() -> None:
         whole_vocabulary,
         state_tracking,
         recall_by_state,
+        sparsity_cpu,
     ):
         print(f"\n{module.__name__}: {module.__doc__}", flush=True)
         module.main()

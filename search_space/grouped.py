@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kernels.block_attention.ops import block_attention
+from kernels.softmax_attention.ops import softmax_attention_with_sums
 from search_space.frame import Frame
 from search_space.parts import Norm, attend_flops, fit_heads
 from search_space.positions import Positions
@@ -20,14 +21,11 @@ from search_space.state import KeyValue, start_key_value
 Kind = Literal["near", "far", "both"]
 """Which of two patterns a key head reads: the tokens at hand, the distant ones, or both in one softmax."""
 
-QUERY_BLOCK = 32
+QUERY_BLOCK = 64
 """Queries that gather their keys together: fewer gather too often, more see too little of what was gathered."""
 
 KEY_BLOCK = 32
 """Keys of a dense part that are left out together where they are all to come."""
-
-LEAST_BLOCK = 16
-"""Below this the products of a block are too small to keep a core busy."""
 
 
 def fit_grouped(
@@ -168,12 +166,7 @@ def banded(
         rows = [every(x, gap, end - x.shape[1]) for x in (q, k, v)]
         output, total = banded(*rows, window=window)
         return together(output, gap, first, q.shape[1]), together(total, gap, first, q.shape[1])
-    first = k.shape[1] - q.shape[1]
-    block = min(QUERY_BLOCK, -(-max(window, LEAST_BLOCK) // LEAST_BLOCK) * LEAST_BLOCK)
-    back = -(-(min(window, k.shape[1]) - 1) // block)
-    blocks = torch.arange(first // block, (k.shape[1] - 1) // block + 1, device=q.device)
-    index = (blocks[:, None] - torch.arange(back + 1, device=q.device)).clamp(min=-1)
-    return block_attention(q, k, v, index, block=block, key_block=block, first=first, window=window)
+    return softmax_attention_with_sums(q, k, v, window=window)
 
 
 def dense(
@@ -203,12 +196,12 @@ def walled(q: Tensor, k: Tensor, v: Tensor, *, block: int) -> tuple[Tensor, Tens
     """
     first, count, end = k.shape[1] - q.shape[1], -(-k.shape[1] // block), k.shape[1]
     if count == 1:
-        return dense(q, k, v, first=first)
+        return softmax_attention_with_sums(q, k, v)
     texts = (
         pad(x, (0, 0, 0, 0, end - x.shape[1], count * block - end)).unflatten(1, (count, block)).flatten(0, 1)
         for x in (q, k, v)
     )
-    output, total = (x.unflatten(0, (-1, count)).flatten(1, 2) for x in dense(*texts, first=0))
+    output, total = (x.unflatten(0, (-1, count)).flatten(1, 2) for x in softmax_attention_with_sums(*texts))
     return output[:, first:end], total[:, first:end]
 
 

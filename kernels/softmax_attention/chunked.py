@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from kernels.backend import working_dtype
+from kernels.softmax_attention.banded import banded
 from kernels.softmax_attention.options import Options
 
 EXPLICIT_SCORES = 2**16
@@ -81,7 +82,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -
 
 
 def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int, block: int, scale: float) -> Tensor:
-    """Blocks stand in the batch axis of `_attend`, batch and heads in its head axis, so that one mask serves all."""
+    """For fused kernels: blocks stand in the batch axis of `_attend`, batch and heads in its head axis, so that one mask serves all."""
     batch, time, heads, key = q.shape
     groups, keys = k.shape[2:0:-1]
     count = -(-time // block)
@@ -111,6 +112,8 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) ->
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if window is not None and k.shape[1] > DENSE_KEYS:
+        if q.device.type == "cpu":
+            return banded(q, k, v, window, scale)[0]
         block = min(max(window, SMALLEST_BLOCK), q.shape[1])
         return _windowed(q, k, v, window, block, scale)
     return _causal(q, k, v, window, scale)
@@ -234,6 +237,9 @@ def softmax_attention(
         window = None if window is None or window >= k.shape[1] else window
         if options.plain and not with_sums:
             return _plain(q, k, v, window, scale).to(v.dtype).contiguous(), None
+        if options.plain and q.device.type == "cpu" and (window is not None or k.shape[1] <= DENSE_KEYS):
+            output, total = banded(q, k, v, window or k.shape[1], scale)
+            return output.to(v.dtype).contiguous(), total.contiguous()
         wanted = with_sums or options.sink_logits is not None
         output, sums = _blocks(q, k, v, window, scale, options, with_sums=wanted)
         return output.to(v.dtype).contiguous(), sums if sums is None else sums.contiguous()
