@@ -16,6 +16,17 @@ from search_space.setting import UNITS, settings_of
 AnySpec = TypeVar("AnySpec", bound="Spec")
 Need = Literal["depth", "stream", "length"]
 """What a mixer takes from beyond its own layer: its place in the network, the pass's stream, the longest text."""
+Reach = Literal["all", "state", "window", "pattern", "chosen"]
+REACHES: Mapping[Reach, str] = MappingProxyType(
+    {
+        "all": "every earlier token; what is kept grows with the text",
+        "state": "every earlier token, through a state that does not grow with the text, or by its logarithm",
+        "window": "the last tokens alone, as many as the settings say",
+        "pattern": "some earlier tokens, told by their places",
+        "chosen": "some earlier tokens, told by what they hold",
+    }
+)
+"""How far back a token sees in one layer with the default settings, and what that means."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -195,6 +206,9 @@ class Spec(ABC):
 
 class MixerSpec(Spec):
     """The spec of a sequence mixer."""
+
+    reach: ClassVar[Reach]
+    """How far back a token sees; every mixer says it."""
 
     @property
     def sequential(self) -> bool:
