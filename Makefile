@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS ?= auto
 SOURCES := nas search_space kernels trainers storage dashboards
 
-.PHONY: install search test lint bench format clean
+.PHONY: install search test lint bench readme format clean
 
 install: $(VENV)/.runtime
 
@@ -36,6 +36,10 @@ test: lint
 
 bench: $(VENV)/.development
 	$(BIN)/python -m benchmarks.run
+
+# The table of all mixers in README.md, made anew from the vocabulary.
+readme: $(VENV)/.runtime
+	$(BIN)/python -m nas.mixer_table README.md
 
 format: $(VENV)/.development
 	$(BIN)/ruff check --fix .

@@ -17,6 +17,18 @@ AnySpec = TypeVar("AnySpec", bound="Spec")
 Need = Literal["depth", "stream", "width", "length"]
 """What a mixer takes from beyond its own layer: its place in the network, the pass's stream, a value in it that is as
 wide as the network, the longest text."""
+Reach = Literal["all", "state", "window", "pattern", "chosen", "none"]
+REACHES: Mapping[Reach, str] = MappingProxyType(
+    {
+        "all": "every earlier token; what is kept grows with the text",
+        "state": "every earlier token, through a state that does not grow with the text, or by its logarithm",
+        "window": "the last tokens alone, as many as the settings say",
+        "pattern": "some earlier tokens, told by their places",
+        "chosen": "some earlier tokens, told by what they hold",
+        "none": "no earlier token by itself; it reads what another layer keeps",
+    }
+)
+"""How far back a token sees in one layer with the default settings, and what that means."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -204,6 +216,9 @@ class Spec(ABC):
 
 class MixerSpec(Spec):
     """The spec of a sequence mixer."""
+
+    reach: ClassVar[Reach]
+    """How far back a token sees; every mixer says it."""
 
     @property
     def sequential(self) -> bool:

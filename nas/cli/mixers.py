@@ -11,9 +11,14 @@ NAME = "mixers"
 
 def command(
     channels: Annotated[bool, typer.Option("--channels", help="List the channel mixers instead.")] = False,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="Print the README's table of the mixers, with what a layer keeps."),
+    ] = False,
     json: JsonOption = False,
 ) -> int:
     """List the mixers, their settings and their sources."""
+    from nas import mixer_table
     from nas.cli.output import console, print_json
     from nas.cli.picture import family_of
     from nas.plan import families
@@ -24,11 +29,18 @@ def command(
     def walks(spec: type[Spec]) -> bool:
         return issubclass(spec, MixerSpec) and spec().sequential
 
+    if markdown and (channels or json):
+        raise typer.BadParameter("--markdown stands alone: it prints one table, of the mixers")
+    if markdown:
+        print(mixer_table.markdown())
+        return 0
     listed = list((CHANNELS if channels else VOCABULARY).values())
     rows = [
         {
             "name": spec.name,
             "family": spec.family,
+            "about": mixer_table.about(spec),
+            "reach": spec.reach if issubclass(spec, MixerSpec) else None,
             "source": spec.source,
             "needs": sorted(spec.needs),
             "sequential": walks(spec),
@@ -54,8 +66,10 @@ def command(
         out.print(
             f"{shown} [bold]{spec.name}[/]  {spec.family}  ({spec.source})", highlight=False, soft_wrap=True
         )
-        if spec.needs or walks(spec):
-            notes = [f"needs the network's {need}" for need in sorted(spec.needs)]
+        out.print(f"      {mixer_table.about(spec)}", markup=False, soft_wrap=True)
+        if issubclass(spec, MixerSpec):
+            notes = [f"reach {spec.reach}"]
+            notes += [f"needs the network's {need}" for need in sorted(spec.needs)]
             notes += ["trains token by token"] if walks(spec) else []
             out.print(f"      {', '.join(notes)}", markup=False, soft_wrap=True)
         for setting in settings_of(spec):

@@ -1,4 +1,4 @@
-"""Block-sparse attention: the first blocks, the last blocks and some that chance chose, always the same ones.
+"""Block-sparse attention: the first blocks, the last blocks and some that a hash of layer, head and block draws.
 
 Letters: B batch, T time, D width, H query heads, G key heads, K head width, N query blocks, M blocks listed for each.
 """
@@ -14,7 +14,7 @@ from kernels.block_attention.ops import block_attention, block_attention_step
 from search_space.frame import Frame
 from search_space.grouped import Grouped, fit_grouped, grouped_cost
 from search_space.setting import choice
-from search_space.spec import Cost, Mixer, MixerSpec, Need
+from search_space.spec import Cost, Mixer, MixerSpec, Need, Reach
 from search_space.state import KeyValue, append
 
 WORD = 2**32 - 1
@@ -27,7 +27,8 @@ class BigBird(MixerSpec):
 
     name: ClassVar[str] = "bigbird"
     family: ClassVar[str] = "sparse"
-    source: ClassVar[str] = "Zaheer et al. 2020, arXiv:2007.14062"
+    reach: ClassVar[Reach] = "pattern"
+    source: ClassVar[str] = "Zaheer et al. 2020, arXiv:2007.14062; causal form ours"
     needs: ClassVar[frozenset[Need]] = frozenset({"depth"})
 
     block: int | None = choice(16, 32, 64, unit="tokens")

@@ -1,4 +1,4 @@
-"""Clockwork network: modules of a recurrent layer that tick at different periods, the slow ones telling the fast ones.
+"""Clockwork network: modules that tick at periods 1, 2, 4, …, the slow ones telling the fast; sequential training.
 
 Letters: B batch, T time, D width, M modules, K units of a module, I = M K units in all.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from search_space.frame import Frame
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Clockwork(MixerSpec):
 
     name: ClassVar[str] = "clockwork"
     family: ClassVar[str] = "recurrent"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Koutník et al. 2014, arXiv:1402.3511"
 
     modules: int = choice(4, 2, 8)

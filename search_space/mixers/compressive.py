@@ -1,4 +1,5 @@
-"""Compressive Transformer: behind the memory of single tokens stands a longer one, of which a slot sums up several.
+"""Compressive Transformer: Transformer-XL's memory, and behind it slots that sum up a few tokens each, learnt by their
+own loss.
 
 Letters: B batch, T time, D width, H heads, K head width, n segments of S tokens, M tokens of memory, c tokens of a slot,
 N slots, L = N + M + S.
@@ -22,7 +23,7 @@ from search_space.segments import (
     slots_at,
 )
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Stream
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Reach, Stream
 from search_space.squeeze import Squeeze
 from search_space.state import KeyValue, append_ring, read_span, start_key_value
 
@@ -38,6 +39,7 @@ class Compressive(MixerSpec):
 
     name: ClassVar[str] = "compressive"
     family: ClassVar[str] = "memory"
+    reach: ClassVar[Reach] = "window"
     source: ClassVar[str] = "Rae et al. 2019, arXiv:1911.05507"
     needs: ClassVar[frozenset[Need]] = frozenset({"stream"})
 

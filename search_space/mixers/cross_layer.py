@@ -15,7 +15,7 @@ from search_space.heads import fit_kv_heads
 from search_space.parts import attend_flops, mean_visible
 from search_space.positions import Positions
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Stream
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Reach, Stream
 from search_space.state import KeyValue, append, append_ring, read_ring, start_key_value
 
 
@@ -33,6 +33,7 @@ class CrossLayer(MixerSpec):
     source: ClassVar[str] = (
         "Brandon 2024, arXiv:2405.12981; Sun 2024, arXiv:2405.05254; meta tokens: Dong 2024, arXiv:2411.13676"
     )
+    reach: ClassVar[Reach] = "all"
     needs: ClassVar[frozenset[Need]] = frozenset({"stream", "width"})
 
     every: int = choice(2, 3, 4, 0, 1, searched=True)

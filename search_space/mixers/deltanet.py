@@ -13,7 +13,7 @@ from kernels.scalar_delta.ops import scalar_delta, scalar_delta_step
 from search_space.frame import Frame
 from search_space.parts import GATES, Norm, convolve, convolve_step, first_taps, fit_heads, unit
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 CHUNK = 64
 
@@ -27,6 +27,7 @@ class DeltaNet(MixerSpec):
 
     name: ClassVar[str] = "deltanet"
     family: ClassVar[str] = "delta"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Schlag 2021, arXiv:2102.11174; Yang 2024, arXiv:2406.06484"
 
     heads: int | None = choice(8, 16, 32, unit="heads")

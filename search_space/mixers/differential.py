@@ -1,4 +1,4 @@
-"""Differential attention: each head attends twice and takes one pattern, times a learned share, from the other.
+"""Differential attention: two softmax patterns a head, the second taken from the first by a learned share.
 
 Letters: B batch, T time, D width, H heads, G key heads, K key width; values are 2K wide.
 """
@@ -16,7 +16,7 @@ from search_space.heads import fit_kv_heads
 from search_space.parts import Norm, attend_flops, mean_visible
 from search_space.positions import Positions
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Reach
 from search_space.state import KeyValue, append, start_key_value
 
 SPREAD = 0.1
@@ -29,6 +29,7 @@ class Differential(MixerSpec):
 
     name: ClassVar[str] = "differential"
     family: ClassVar[str] = "attention"
+    reach: ClassVar[Reach] = "all"
     source: ClassVar[str] = "Ye 2024, arXiv:2410.05258"
     needs: ClassVar[frozenset[Need]] = frozenset({"depth"})
 

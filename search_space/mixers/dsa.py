@@ -17,7 +17,7 @@ from search_space.indexer import Index, Looked, index_weights
 from search_space.latent import LatentMixer, LatentSizes, Projected, latent_sizes
 from search_space.parts import attend_flops, mean_visible
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Need, Stream
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Need, Reach, Stream
 from search_space.state import push
 
 
@@ -26,12 +26,13 @@ class DSA(MixerSpec):
     """DeepSeek-V3.2's attention (arXiv:2512.02556): mla over the `top_k` tokens whose index scores are largest.
 
     The index learns from the attention alone: its inputs are detached, and its loss, the divergence of its softmax
-    from the mean of the heads' weights, goes into the stream. Equal scores go to the later token; while no more than
-    `top_k` tokens were seen all are read and the index rests. V3.2 has index_heads=64, index_dim=128, top_k=2048.
+    from the mean of the heads' weights, goes into the stream. Equal scores go to the later token; up to `top_k` tokens
+    all are read and the index rests. V3.2 has index_heads=64, index_dim=128, top_k=2048.
     """
 
     name: ClassVar[str] = "dsa"
     family: ClassVar[str] = "latent"
+    reach: ClassVar[Reach] = "chosen"
     source: ClassVar[str] = "DeepSeek-V3.2, arXiv:2512.02556"
     needs: ClassVar[frozenset[Need]] = frozenset({"stream"})
 
@@ -74,7 +75,7 @@ class DSA(MixerSpec):
         latents, keys = sizes.rank + sizes.shared, row * frame.context * width
         absorbed = attend_flops(sizes.heads, latents, sizes.rank, 1)
         expanded = attend_flops(sizes.heads, sizes.head_dim + sizes.shared, sizes.head_dim, 1)
-        seen = mean_visible(frame.context, spec.top_k)
+        read = (absorbed if sparse else expanded) * mean_visible(frame.context, spec.top_k)
         index = 2 * heads * width if sparse else 0
         cache = (
             CacheTensor(
@@ -86,9 +87,7 @@ class DSA(MixerSpec):
         )
         return Cost(
             params=sizes.params(frame.width) + indexer + 2 * width,
-            flops_prefill=2 * weights
-            + (absorbed if sparse else expanded) * seen
-            + index * mean_visible(frame.context),
+            flops_prefill=2 * weights + read + index * mean_visible(frame.context),
             flops_decode=2 * weights + absorbed * min(frame.context, spec.top_k) + index * frame.context,
             cache=cache if own else cache[:1],
         )

@@ -1,4 +1,5 @@
-"""A token's own block, and the last tokens of the blocks before it, which are all that is kept of them.
+"""The Sparse Transformer's fixed attention: a token's own block, and the last tokens of every earlier block, which
+alone are kept of it.
 
 Letters: B batch, T time, D width, H query heads, G key heads, K head width.
 """
@@ -24,7 +25,7 @@ from search_space.grouped import (
     walled,
 )
 from search_space.setting import choice
-from search_space.spec import Cost, Mixer, MixerSpec, Need
+from search_space.spec import Cost, Mixer, MixerSpec, Need, Reach
 from search_space.state import KeyValue, append_ring, read_ring
 
 
@@ -37,6 +38,7 @@ class Fixed(MixerSpec):
 
     name: ClassVar[str] = "fixed"
     family: ClassVar[str] = "sparse"
+    reach: ClassVar[Reach] = "pattern"
     source: ClassVar[str] = "Child et al. 2019, arXiv:1904.10509"
     needs: ClassVar[frozenset[Need]] = frozenset({"depth"})
 

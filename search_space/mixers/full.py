@@ -1,4 +1,5 @@
-"""Full causal softmax attention with grouped keys: every token reads every earlier one, exactly.
+"""Causal softmax attention with grouped keys: every token reads every earlier one, exactly. Positions rotary, sloped
+(ALiBi), fading (xPos) or none; optional query-key norm, gate by channel or head, capped scores, learned sink.
 
 Letters: B batch, T time, D width, H query heads, G key heads, K head width.
 """
@@ -15,7 +16,7 @@ from search_space.parts import mean_visible
 from search_space.positions import POSITIONS
 from search_space.routing import mean_chosen
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Stream
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach, Stream
 from search_space.state import KeyValue, append, start_key_value
 
 
@@ -27,6 +28,7 @@ class Full(MixerSpec):
 
     name: ClassVar[str] = "full"
     family: ClassVar[str] = "attention"
+    reach: ClassVar[Reach] = "all"
     source: ClassVar[str] = "Vaswani 2017, arXiv:1706.03762; grouped: Ainslie 2023, arXiv:2305.13245"
 
     heads: int | None = choice(8, 16, 32, 64, unit="heads")

@@ -1,4 +1,4 @@
-"""Gated DeltaNet: each head keeps one matrix that fades by a number a token, and every write corrects what is there.
+"""Gated DeltaNet: each head keeps one matrix that fades by a number a token; every write corrects what its key holds.
 
 Letters: B batch, T time, D width, G key heads, K key width, H value heads, V value width.
 """
@@ -24,7 +24,7 @@ from search_space.parts import (
     unit,
 )
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 CHUNK = 64
 
@@ -38,6 +38,7 @@ class GatedDelta(MixerSpec):
 
     name: ClassVar[str] = "gated_delta"
     family: ClassVar[str] = "delta"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464"
 
     heads: int | None = choice(8, 16, 32, unit="heads")

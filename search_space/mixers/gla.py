@@ -1,4 +1,5 @@
-"""Gated linear attention: each head keeps one matrix whose key channels fade by factors chosen from the token.
+"""Gated linear attention: a matrix by head whose key channels fade by factors chosen from the token, read through a
+head norm and a swish gate.
 
 Letters: B batch, T time, D width, H heads, K key width, V value width of a head.
 """
@@ -15,7 +16,7 @@ from kernels.short_convolution.ops import short_convolution, short_convolution_s
 from search_space.frame import Frame, nearest_divisor
 from search_space.parts import Norm, fit_heads
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 CHUNK = 64
 HEADS = 4
@@ -28,6 +29,7 @@ class GLA(MixerSpec):
 
     name: ClassVar[str] = "gla"
     family: ClassVar[str] = "linear_attention"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Yang 2023, arXiv:2312.06635"
 
     heads: int | None = choice(4, 8, 16, unit="heads")

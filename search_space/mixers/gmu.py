@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from search_space.frame import Frame
 from search_space.parts import scanned_name
 from search_space.setting import choice
-from search_space.spec import Cost, Mixer, MixerSpec, Need, Stream
+from search_space.spec import Cost, Mixer, MixerSpec, Need, Reach, Stream
 
 SCANNED = "mamba"
 """The mixer whose scan is read."""
@@ -28,6 +28,7 @@ class GMU(MixerSpec):
     name: ClassVar[str] = "gmu"
     family: ClassVar[str] = "state_space"
     source: ClassVar[str] = "Ren et al. 2025, arXiv:2507.06607"
+    reach: ClassVar[Reach] = "none"
     needs: ClassVar[frozenset[Need]] = frozenset({"stream", "width"})
 
     expand: float = choice(2.0, 1.0, 1.5)

@@ -1,4 +1,4 @@
-"""HGRN2: a gated recurrence whose state is expanded to a matrix by head; what a channel forgets, the key writes anew.
+"""HGRN2: a gated recurrence expanded to a matrix by head; the key writes what the decay forgets, bounded by depth.
 
 Letters: B batch, T time, D width, H heads, K head width (of keys and of values), which is the expansion.
 """
@@ -14,7 +14,7 @@ from kernels.channel_decay.ops import channel_decay, channel_decay_step
 from search_space.frame import Frame
 from search_space.parts import Norm, fit_heads
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Need
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Need, Reach
 
 CHUNK = 64
 
@@ -29,6 +29,7 @@ class HGRN2(MixerSpec):
 
     name: ClassVar[str] = "hgrn2"
     family: ClassVar[str] = "linear_attention"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Qin 2024, arXiv:2404.07904"
     needs: ClassVar[frozenset[Need]] = frozenset({"depth"})
 

@@ -1,4 +1,5 @@
-"""Hyena: long convolutions of each channel, one after another, with gates between them that the text sets.
+"""Hyena: long convolutions of each channel with gates between them; an implicit filter keeps every input, a modal one
+(StripedHyena's) a few numbers a channel.
 
 Letters: B batch, T time, D width, G = D / groups, N order (gates), M modes.
 """
@@ -14,7 +15,7 @@ from search_space.filters import FEATURES, ImplicitFilters, LongFilters, ModalFi
 from search_space.frame import Frame
 from search_space.modes import fft_flops
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Reach
 
 TAPS = 3
 
@@ -28,6 +29,7 @@ class Hyena(MixerSpec):
 
     name: ClassVar[str] = "hyena"
     family: ClassVar[str] = "convolution"
+    reach: ClassVar[Reach] = "all"
     source: ClassVar[str] = "Poli 2023, arXiv:2302.10866; modal: Massaroli 2023, arXiv:2310.18780"
     needs: ClassVar[frozenset[Need]] = frozenset({"length"})
 

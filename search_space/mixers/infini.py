@@ -16,7 +16,7 @@ from search_space.parts import attend_flops, fit_heads
 from search_space.positions import Positions
 from search_space.segments import count_segments, cut, default_segment, mean_seen, seen_at, wide
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 from search_space.state import push
 
 
@@ -30,6 +30,7 @@ class Infini(MixerSpec):
 
     name: ClassVar[str] = "infini"
     family: ClassVar[str] = "memory"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Munkhdalai et al. 2024, arXiv:2404.07143"
 
     segment: int | None = choice(256, 512, 1024, 2048, unit="tokens", searched=True)

@@ -24,7 +24,7 @@ from search_space.parts import (
     unit,
 )
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 CHUNK = 64
 
@@ -38,6 +38,7 @@ class KDA(MixerSpec):
 
     name: ClassVar[str] = "kda"
     family: ClassVar[str] = "delta"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Kimi Team 2025, arXiv:2510.26692"
 
     heads: int | None = choice(8, 16, 32, 64, unit="heads")

@@ -15,7 +15,7 @@ from search_space.frame import Frame, Place
 from search_space.parts import fit_groups, fit_heads
 from search_space.positions import Positions
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Need
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Need, Reach
 
 CHUNK = 64
 EPSILON = 1e-6
@@ -27,6 +27,7 @@ class Lightning(MixerSpec):
 
     name: ClassVar[str] = "lightning"
     family: ClassVar[str] = "linear_attention"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "MiniMax 2025, arXiv:2501.08313; Qin et al. 2024, arXiv:2401.04658"
     needs: ClassVar[frozenset[Need]] = frozenset({"depth"})
 

@@ -1,4 +1,5 @@
-"""Linear attention: each head sums keys times values into one matrix, which never fades, and reads it normalised.
+"""Linear attention: each head sums keys times values into one matrix, which never fades, read through a positive
+feature map.
 
 Letters: B batch, T time, D width, H heads, K head width (of keys and of values).
 """
@@ -14,7 +15,7 @@ from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from search_space.frame import Frame
 from search_space.parts import fit_heads
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 CHUNK = 64
 EPSILON = 1e-6
@@ -26,6 +27,7 @@ class Linear(MixerSpec):
 
     name: ClassVar[str] = "linear"
     family: ClassVar[str] = "linear_attention"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Katharopoulos 2020, arXiv:2006.16236"
 
     heads: int | None = choice(8, 16, 32, 64, unit="heads")

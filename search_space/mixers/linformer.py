@@ -16,7 +16,7 @@ from search_space.frame import Frame, round_to
 from search_space.grouped import Grouped, fit_grouped, grouped_cost, joined, keep, recall
 from search_space.setting import choice
 from search_space.slots import read_blocks
-from search_space.spec import Cost, Mixer, MixerSpec
+from search_space.spec import Cost, Mixer, MixerSpec, Reach
 from search_space.state import KeyValue, append_ring, read_ring
 
 
@@ -33,6 +33,7 @@ class Linformer(MixerSpec):
     name: ClassVar[str] = "linformer"
     family: ClassVar[str] = "sparse"
     source: ClassVar[str] = "Wang et al. 2020, arXiv:2006.04768; causal blocks ours"
+    reach: ClassVar[Reach] = "all"
 
     block: int | None = choice(16, 32, 64, 128, 256, unit="tokens", searched=True)
     slots: float = choice(0.125, 0.0625, 0.25, 0.5, 1.0, searched=True)

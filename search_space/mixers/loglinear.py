@@ -1,4 +1,5 @@
-"""Log-linear attention: a matrix for the last token, one for two before it, for four …, each read with its own weight.
+"""Log-linear attention: a matrix for the last token, one for the two before, the four before …: Mamba-2's or gated
+DeltaNet's, each read with its own weight.
 
 Letters: B batch, T time, D width, H heads, P head width, N state size, L levels.
 """
@@ -15,7 +16,7 @@ from kernels.short_convolution.ops import short_convolution, short_convolution_s
 from search_space.frame import Frame
 from search_space.parts import decay_bias, fit_heads, log_rates, unit
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Reach
 
 TAPS = 4
 CHUNK = 64
@@ -27,6 +28,7 @@ class LogLinear(MixerSpec):
 
     name: ClassVar[str] = "loglinear"
     family: ClassVar[str] = "linear_attention"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Guo 2025, arXiv:2506.04761"
     needs: ClassVar[frozenset[Need]] = frozenset({"length"})
 

@@ -20,7 +20,7 @@ from search_space.hedgehog import Hedgehog, spread
 from search_space.parts import mean_visible
 from search_space.positions import Positions
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 from search_space.state import KeyValue, append_ring, read_ring, start_key_value
 
 CHUNK = 64
@@ -41,6 +41,7 @@ class LoLCATs(MixerSpec):
     name: ClassVar[str] = "lolcats"
     family: ClassVar[str] = "linear_attention"
     source: ClassVar[str] = "Zhang et al. 2024, arXiv:2410.10254; features: arXiv:2402.04347"
+    reach: ClassVar[Reach] = "state"
 
     window: int | None = choice(16, 32, 64, 128, 256, unit="tokens", searched=True)
     features: int | None = choice(32, 64, 128, unit="state", searched=True)

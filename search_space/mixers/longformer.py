@@ -1,4 +1,4 @@
-"""A window, wider and with gaps for some heads, and a prefix that all tokens read and that has projections of its own.
+"""A window, wider and with gaps for some heads, and a prefix, with projections of its own, that all tokens read.
 
 Letters: B batch, T time, D width, H query heads, G key heads, K head width, P tokens of the prefix.
 """
@@ -13,7 +13,7 @@ from kernels.block_attention.ops import block_attention_step, merge
 from search_space.frame import Frame
 from search_space.grouped import Grouped, banded, dense, fit_grouped, grouped_cost, joined, keep, ramp, recall
 from search_space.setting import choice
-from search_space.spec import Cost, Mixer, MixerSpec
+from search_space.spec import Cost, Mixer, MixerSpec, Reach
 from search_space.state import KeyValue, append_ring, read_ring
 
 
@@ -26,7 +26,8 @@ class Longformer(MixerSpec):
 
     name: ClassVar[str] = "longformer"
     family: ClassVar[str] = "sparse"
-    source: ClassVar[str] = "Beltagy, Peters and Cohan 2020, arXiv:2004.05150"
+    reach: ClassVar[Reach] = "pattern"
+    source: ClassVar[str] = "Beltagy, Peters and Cohan 2020, arXiv:2004.05150; causal form ours"
 
     size: int | None = choice(64, 128, 256, 512, 1024, unit="tokens", searched=True)
     """Tokens that a head reads up to its own."""

@@ -1,4 +1,4 @@
-"""Long short-term memory: a cell behind three gates that all see the whole hidden state of the token before.
+"""Long short-term memory: a cell behind three gates that see the whole state of the token before; sequential training.
 
 Letters: B batch, T time, D width, I hidden width.
 """
@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from search_space.frame import Frame
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 CELL_FLOPS = 9
 """A channel and token: four activations, three products, a sum, and the cell's own activation."""
@@ -25,6 +25,7 @@ class LSTM(MixerSpec):
 
     name: ClassVar[str] = "lstm"
     family: ClassVar[str] = "recurrent"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Hochreiter and Schmidhuber 1997; as in Greff et al. 2015, arXiv:1503.04069"
 
     ratio: float = choice(1.0, 0.5, 2.0, searched=True)

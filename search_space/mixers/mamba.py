@@ -1,4 +1,5 @@
-"""Mamba: every channel keeps a small vector that fades at N rates, by steps chosen from the token.
+"""Mamba: every channel keeps a small vector that fades at N rates, by steps chosen from the token; `norms` makes it
+Jamba's.
 
 Letters: B batch, T time, D width, I inner width, N state size, R rank of the steps, W taps.
 """
@@ -15,7 +16,7 @@ from kernels.short_convolution.ops import short_convolution, short_convolution_s
 from search_space.frame import Frame, round_to
 from search_space.parts import Norm, decay_bias, scanned_name
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Stream
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach, Stream
 
 NORM_EPSILON = 1e-6
 
@@ -26,6 +27,7 @@ class Mamba(MixerSpec):
 
     name: ClassVar[str] = "mamba"
     family: ClassVar[str] = "state_space"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Gu and Dao 2023, arXiv:2312.00752; norms: Jamba, arXiv:2403.19887"
 
     state: int | None = choice(8, 16, 32, unit="state", searched=True)

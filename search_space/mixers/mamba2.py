@@ -16,7 +16,7 @@ from kernels.short_convolution.ops import short_convolution, short_convolution_s
 from search_space.frame import Frame
 from search_space.parts import decay_bias, fit_groups, fit_heads, log_rates
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 NEAREST = 1 - 2.0**-20
 """How near to nought a signed decay may come: its logarithm must stay a number."""
@@ -28,6 +28,7 @@ class Mamba2(MixerSpec):
 
     name: ClassVar[str] = "mamba2"
     family: ClassVar[str] = "state_space"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Dao and Gu 2024, arXiv:2405.21060"
 
     state: int | None = choice(16, 32, 64, 128, 256, unit="state", searched=True)

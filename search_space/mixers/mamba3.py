@@ -17,7 +17,7 @@ from search_space.frame import Frame
 from search_space.parts import Norm, decay_bias, fit_groups, fit_heads
 from search_space.rotary import turn_pairs, turns
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 ROWS = 32
 """Rows that are computed at once: chunks of 32 / R tokens, as published for float32."""
@@ -33,6 +33,7 @@ class Mamba3(MixerSpec):
 
     name: ClassVar[str] = "mamba3"
     family: ClassVar[str] = "state_space"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Lahoti et al. 2026, arXiv:2603.15569"
 
     state: int | None = choice(32, 64, 128, unit="state", searched=True)
@@ -57,8 +58,7 @@ class Mamba3(MixerSpec):
         """Of gate, input, write, read, step, rate, share of the fresh write, angle; once the sizes are filled in."""
         assert self.state and self.heads and self.head_dim and self.groups
         inner, shared = self.heads * self.head_dim, self.rank * self.groups * self.state
-        numbers = (self.heads,) * 3
-        return (inner, inner, shared, shared, *numbers, int(self.state * self.rotary) // 2)
+        return (inner, inner, shared, shared, *(self.heads,) * 3, int(self.state * self.rotary) // 2)
 
     def cost(self, frame: Frame) -> Cost:
         spec = self.sized(frame)

@@ -17,7 +17,7 @@ from search_space.parts import Norm, attend_flops
 from search_space.positions import Positions
 from search_space.segments import count_segments, cut, default_segment, mean_seen, seen_at, wide
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 from search_space.state import KeyValue, push
 
 Pair = tuple[Tensor, Tensor]
@@ -38,6 +38,7 @@ class MemoryTokens(MixerSpec):
     name: ClassVar[str] = "memory_tokens"
     family: ClassVar[str] = "memory"
     source: ClassVar[str] = "by layer, which is ours, after Bulatov et al. 2022, arXiv:2207.06881"
+    reach: ClassVar[Reach] = "state"
 
     segment: int | None = choice(128, 256, 512, 1024, 2048, unit="tokens", searched=True)
     slots: int | None = choice(0, 4, 8, 16, 32, 64, unit="tokens", searched=True)

@@ -1,4 +1,4 @@
-"""The minimal gated recurrent unit: one gate, which looks at the token alone, blends the state with a candidate.
+"""The minimal gated recurrent unit: one gate, which looks at the token alone, blends a vector with a candidate.
 
 Letters: B batch, T time, D width, I inner width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kernels.diagonal_scan.ops import diagonal_scan, diagonal_scan_step
 from search_space.frame import Frame
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 SCAN_FLOPS = 9
 """A channel and token: gate, its complement, candidate, and the blend of both."""
@@ -29,6 +29,7 @@ class MinGRU(MixerSpec):
 
     name: ClassVar[str] = "mingru"
     family: ClassVar[str] = "recurrent"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Feng et al. 2024, arXiv:2410.01201"
 
     expand: float = choice(1.0, 1.5, 2.0, searched=True)

@@ -1,4 +1,5 @@
-"""Multi-head latent attention: exact softmax attention whose cache is one low-rank latent a token, shared by all heads.
+"""Multi-head latent attention: exact softmax attention whose cache is one low-rank latent a token, shared by all heads;
+`query_rank` gives queries a latent too.
 
 Letters: B batch, T time, D width, H heads, K head width, R shared key width, C latent rank.
 """
@@ -13,7 +14,7 @@ from search_space.frame import Frame
 from search_space.latent import LatentMixer, LatentState, latent_sizes, pushed
 from search_space.parts import attend_flops, mean_visible
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class MLA(MixerSpec):
 
     name: ClassVar[str] = "mla"
     family: ClassVar[str] = "latent"
+    reach: ClassVar[Reach] = "all"
     source: ClassVar[str] = "DeepSeek-V2, arXiv:2405.04434; without positions: Kimi Linear, arXiv:2510.26692"
 
     rank: int | None = choice(128, 256, 384, 512, unit="rank", searched=True)

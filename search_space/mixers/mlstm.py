@@ -1,4 +1,4 @@
-"""mLSTM: each head keeps one matrix, written through an exponential input gate and read over its own normaliser.
+"""mLSTM: a matrix by head with exponential input gates and a forget gate, and a sum that normalises what is read.
 
 Letters: B batch, T time, D width, H heads, K key head width, V value head width.
 """
@@ -14,7 +14,7 @@ from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from search_space.frame import Frame
 from search_space.parts import fit_heads
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 CHUNK = 64
 CAP = 15.0
@@ -29,6 +29,7 @@ class MLSTM(MixerSpec):
 
     name: ClassVar[str] = "mlstm"
     family: ClassVar[str] = "recurrent"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Beck et al. 2024, arXiv:2405.04517; the block of xLSTM 7B, arXiv:2503.13427"
 
     heads: int | None = choice(4, 8, 16, unit="heads")

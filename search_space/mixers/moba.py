@@ -1,4 +1,5 @@
-"""Mixture of block attention: every query reads its own block, and those whose mean key suits it best.
+"""Mixture of block attention: every query reads its own block, and of the earlier ones those whose mean key suits it
+best; sparse at decode too.
 
 Letters: B batch, T time, D width, H query heads, G key heads, C heads that choose, K head width, N blocks.
 """
@@ -15,7 +16,7 @@ from search_space.parts import Norm, attend_flops, fit_heads
 from search_space.positions import Positions
 from search_space.routing import block_sums, choose, mean_chosen
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 from search_space.state import KeyValue, append, start_key_value
 
 
@@ -30,6 +31,7 @@ class MoBA(MixerSpec):
 
     name: ClassVar[str] = "moba"
     family: ClassVar[str] = "sparse"
+    reach: ClassVar[Reach] = "chosen"
     source: ClassVar[str] = "Lu 2025, arXiv:2502.13189"
 
     block: int | None = choice(64, 128, 256, 512, 1024, 4096, unit="tokens", searched=True)

@@ -16,7 +16,7 @@ from search_space.parts import attend_flops, fit_groups, fit_heads, mean_visible
 from search_space.positions import Positions
 from search_space.routing import attend_taken
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Stream
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Reach, Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class MoSA(MixerSpec):
 
     name: ClassVar[str] = "mosa"
     family: ClassVar[str] = "sparse"
+    reach: ClassVar[Reach] = "chosen"
     source: ClassVar[str] = "Piękos 2025, arXiv:2505.00315; causal threshold ours"
     needs: ClassVar[frozenset[Need]] = frozenset({"stream"})
 

@@ -27,7 +27,7 @@ from search_space.slots import (  # fmt: skip
     start_slots,
     whole_slots,
 )
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 from search_space.state import KeyValue, append, append_ring, read_ring, start_key_value
 
 
@@ -42,6 +42,7 @@ class NSA(MixerSpec):
 
     name: ClassVar[str] = "nsa"
     family: ClassVar[str] = "sparse"
+    reach: ClassVar[Reach] = "all"
     source: ClassVar[str] = "Yuan 2025, arXiv:2502.11089"
 
     block: int | None = choice(64, 32, 128, unit="tokens")

@@ -1,4 +1,4 @@
-"""Performer: softmax attention estimated by positive random features, summed into one matrix a head.
+"""Performer: random features whose products estimate softmax attention, kept in range by a running maximum.
 
 Letters: B batch, T time, D width, H heads, K head width (of keys and of values), M features.
 """
@@ -15,7 +15,7 @@ from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from search_space.frame import Frame, round_to
 from search_space.parts import fit_heads, unit
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 CHUNK = 64
 EPSILON = 1e-6
@@ -35,6 +35,7 @@ class Performer(MixerSpec):
 
     name: ClassVar[str] = "performer"
     family: ClassVar[str] = "linear_attention"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Choromanski et al. 2020, arXiv:2009.14794"
 
     heads: int | None = choice(8, 16, 32, 64, unit="heads")

@@ -1,4 +1,5 @@
-"""Quasi-linear attention: the matrix of keys times values passes through a nonlinearity before it is read.
+"""Quasi-linear attention, VISTA's summary of a history: the keys times values of the blocks before a token's own pass
+through a nonlinearity before they are read.
 
 Letters: B batch, T time, D width, H heads, K head width (of keys and of values), C tokens of a block.
 """
@@ -15,7 +16,7 @@ from kernels.quasi_linear.ops import Activation, fold_block, quasi_linear, quasi
 from search_space.frame import Frame
 from search_space.parts import Norm, attend_flops, fit_heads
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class QLA(MixerSpec):
 
     name: ClassVar[str] = "qla"
     family: ClassVar[str] = "linear_attention"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Chen et al. 2025, arXiv:2510.22049; causal blocks ours"
 
     heads: int | None = choice(8, 16, 32, 64, unit="heads")

@@ -1,4 +1,4 @@
-"""Retention: each head keeps one matrix that fades by a factor of its own, fixed for ever, and turns with the position.
+"""Retention: a matrix by head that fades at a fixed rate of its own, rotary positions, a norm by head and a gate.
 
 Letters: B batch, T time, D width, H heads, K key head width, V value head width.
 """
@@ -15,7 +15,7 @@ from search_space.frame import Frame
 from search_space.parts import fit_heads
 from search_space.rotary import turn_pairs, turns
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 CHUNK = 64
 EPSILON = 1e-6
@@ -27,6 +27,7 @@ class RetNet(MixerSpec):
 
     name: ClassVar[str] = "retnet"
     family: ClassVar[str] = "linear_attention"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Sun et al. 2023, arXiv:2307.08621"
 
     heads: int | None = choice(4, 8, 16, 32, unit="heads")

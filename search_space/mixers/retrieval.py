@@ -16,7 +16,7 @@ from search_space.grouped import fit_grouped
 from search_space.parts import Norm, attend_flops, mean_visible
 from search_space.positions import Positions
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 from search_space.state import KeyValue, append, start_key_value
 
 
@@ -35,6 +35,7 @@ class Retrieval(MixerSpec):
     name: ClassVar[str] = "retrieval"
     family: ClassVar[str] = "memory"
     source: ClassVar[str] = "Wu 2022, arXiv:2203.08913; joint softmax as Bertsch 2023, arXiv:2305.01625"
+    reach: ClassVar[Reach] = "chosen"
 
     window: int | None = choice(64, 128, 256, 512, 1024, unit="tokens", searched=True)
     top_k: int | None = choice(16, 32, 64, 128, 256, unit="tokens", searched=True)

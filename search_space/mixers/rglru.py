@@ -1,4 +1,4 @@
-"""Griffin's recurrent block: a gated linear recurrence of single channels behind a short convolution, beside a GeLU gate.
+"""Griffin's recurrent block: gated channels that fade one by one behind a short convolution, beside a GeLU gate.
 
 Letters: B batch, T time, D width, H heads, K head width, I = H K channels of the recurrence.
 """
@@ -14,7 +14,7 @@ from kernels.diagonal_scan.ops import diagonal_scan, diagonal_scan_step
 from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from search_space.frame import Frame
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 TAPS = 4
 SHARPNESS = 8.0
@@ -32,6 +32,7 @@ class RGLRU(MixerSpec):
 
     name: ClassVar[str] = "rglru"
     family: ClassVar[str] = "recurrent"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "De et al. 2024, arXiv:2402.19427"
 
     heads: int | None = choice(8, 10, 16, 20, 22, unit="heads", searched=True)

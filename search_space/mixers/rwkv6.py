@@ -1,4 +1,4 @@
-"""RWKV-6: a matrix by head that fades by key channel, read before it is written, from inputs shifted by one token.
+"""RWKV-6: a matrix by head that fades by key channel, read before it is written, from inputs mixed with the token before.
 
 Letters: B batch, T time, D width, H heads, K head width (of keys and of values), N = B·T, R rank.
 """
@@ -14,7 +14,7 @@ from kernels.channel_decay.ops import channel_decay, channel_decay_step
 from search_space.frame import Frame, round_to
 from search_space.parts import fit_heads
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Reach
 
 CHUNK = 64
 STREAMS = 5
@@ -32,6 +32,7 @@ class RWKV6(MixerSpec):
 
     name: ClassVar[str] = "rwkv6"
     family: ClassVar[str] = "linear_attention"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Peng 2024, arXiv:2404.05892"
     needs: ClassVar[frozenset[Need]] = frozenset({"depth"})
 

@@ -16,7 +16,7 @@ from kernels.low_rank_delta.ops import low_rank_delta, low_rank_delta_step
 from search_space.frame import Frame
 from search_space.parts import unit
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Stream
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Need, Reach, Stream
 
 CHUNK = 64
 STREAMS = 6
@@ -37,6 +37,7 @@ class RWKV7(MixerSpec):
 
     name: ClassVar[str] = "rwkv7"
     family: ClassVar[str] = "delta"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Peng 2025, arXiv:2503.14456"
     needs: ClassVar[frozenset[Need]] = frozenset({"depth", "stream", "width"})
 
@@ -159,8 +160,7 @@ class RWKV7Mixer(Mixer):
                 "rwkv7: this layer mixes in the value of the network's first such layer, and the stream holds none: "
                 "run it within its network, or build it for a place with no rwkv7 earlier"
             )
-        log_decay = HARDEST * torch.sigmoid(self.decay(decay))
-        rate = torch.sigmoid(self.rate(rate))
+        log_decay, rate = HARDEST * torch.sigmoid(self.decay(decay)), torch.sigmoid(self.rate(rate))
         head = (-1, self.head_dim)
         erased = unit((k * self.direction.float()).unflatten(-1, head))
         k = k * (1 + (rate - 1) * self.key_rate.float())

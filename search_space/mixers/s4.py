@@ -22,7 +22,7 @@ from search_space.derived import Derived
 from search_space.frame import Frame
 from search_space.modes import SLOW, GatedOut, fft_flops, legendre, log_uniform, slow, wide
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 STEP_MIN = 1e-3
 
@@ -37,6 +37,7 @@ class S4(MixerSpec):
 
     name: ClassVar[str] = "s4"
     family: ClassVar[str] = "state_space"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Gu, Goel and Ré 2021, arXiv:2111.00396"
 
     state: int | None = choice(64, 16, 32, 128, unit="state", searched=True)

@@ -15,7 +15,7 @@ from search_space.derived import Derived
 from search_space.frame import Frame
 from search_space.modes import SLOW, GatedOut, fft_flops, first_poles, log_uniform, slow, wide
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 STEP_MIN = 1e-3
 
@@ -26,6 +26,7 @@ class S4D(MixerSpec):
 
     name: ClassVar[str] = "s4d"
     family: ClassVar[str] = "state_space"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Gu, Gupta, Goel and Ré 2022, arXiv:2206.11893"
 
     state: int | None = choice(64, 16, 32, 128, unit="state", searched=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from search_space.frame import Frame
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class ShortConv(MixerSpec):
 
     name: ClassVar[str] = "shortconv"
     family: ClassVar[str] = "convolution"
+    reach: ClassVar[Reach] = "window"
     source: ClassVar[str] = "Liquid AI 2025, LFM2, arXiv:2511.23404"
 
     taps: int = choice(3, 4, searched=True)

@@ -1,4 +1,5 @@
-"""Simple recurrent unit: gates are projections of the token, so that all products are made before the recurrence.
+"""Simple recurrent unit: a gated vector and a highway around it, by gates that look at the token alone; with peepholes
+they see the state, and training is sequential.
 
 Letters: B batch, T time, D width, I inner width.
 """
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from kernels.diagonal_scan.ops import diagonal_scan, diagonal_scan_step
 from search_space.frame import Frame
 from search_space.setting import choice
-from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class SRU(MixerSpec):
 
     name: ClassVar[str] = "sru"
     family: ClassVar[str] = "recurrent"
+    reach: ClassVar[Reach] = "state"
     source: ClassVar[str] = "Lei et al. 2018, arXiv:1709.02755"
 
     expand: float = choice(1.0, 1.5, 2.0, searched=True)

@@ -1,4 +1,5 @@
-"""The last tokens, and one of every so many before them: two patterns that reach all of the past in two steps.
+"""The Sparse Transformer's strided attention: the last `stride` tokens, and every `stride`-th one before, in one softmax,
+by layer or by head.
 
 Letters: B batch, T time, D width, H query heads, G key heads, K head width.
 """
@@ -25,7 +26,7 @@ from search_space.grouped import (
     two_kinds,
 )
 from search_space.setting import choice
-from search_space.spec import Cost, Mixer, MixerSpec, Need
+from search_space.spec import Cost, Mixer, MixerSpec, Need, Reach
 from search_space.state import KeyValue, append, append_ring, read_ring
 
 
@@ -35,6 +36,7 @@ class Strided(MixerSpec):
 
     name: ClassVar[str] = "strided"
     family: ClassVar[str] = "sparse"
+    reach: ClassVar[Reach] = "pattern"
     source: ClassVar[str] = "Child et al. 2019, arXiv:1904.10509"
     needs: ClassVar[frozenset[Need]] = frozenset({"depth"})
 

@@ -1,4 +1,5 @@
-"""Transformer-XL: attention within a segment and over the tokens before it, through which no gradient flows.
+"""Transformer-XL: attention within a segment and over the tokens before it, by relative positions; no gradient flows
+through the memory.
 
 Letters: B batch, T time, D width, H heads, K head width, n segments of S tokens, M tokens of memory.
 """
@@ -18,7 +19,7 @@ from search_space.segments import (
     seen_at,
 )
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 from search_space.state import KeyValue, append_ring, read_span, start_key_value
 
 
@@ -32,6 +33,7 @@ class TransformerXL(MixerSpec):
 
     name: ClassVar[str] = "transformer_xl"
     family: ClassVar[str] = "memory"
+    reach: ClassVar[Reach] = "window"
     source: ClassVar[str] = "Dai et al. 2019, arXiv:1901.02860"
 
     segment: int | None = choice(128, 256, 512, 1024, 2048, unit="tokens")

@@ -17,7 +17,7 @@ from search_space.grouped import Grouped, fit_grouped
 from search_space.nodes import Nodes
 from search_space.parts import attend_flops
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 from search_space.state import KeyValue, append
 
 WALK = 1024
@@ -42,6 +42,7 @@ class Tree(MixerSpec):
     name: ClassVar[str] = "tree"
     family: ClassVar[str] = "memory"
     source: ClassVar[str] = "ours, in the manner of Chen et al. 2023, arXiv:2310.05029"
+    reach: ClassVar[Reach] = "all"
 
     chunk: int | None = choice(16, 32, 64, 128, 256, unit="tokens", searched=True)
     fan_out: int = choice(4, 2, 8, 16)

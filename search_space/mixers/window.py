@@ -1,4 +1,5 @@
-"""Sliding-window attention: every token reads the last `size` tokens, itself among them, from a ring of that size.
+"""Sliding-window attention: every token reads the last `size` tokens, itself among them, from a ring of that size; the
+settings of `full`, and first tokens kept as sinks, spans by head.
 
 The first `sinks` tokens may stay visible besides, and heads may have windows of different sizes.
 Letters: B batch, T time, D width, H query heads, G key heads, K head width.
@@ -15,7 +16,7 @@ from search_space.heads import HeadPlan, fit_kv_heads
 from search_space.parts import mean_visible
 from search_space.positions import POSITIONS
 from search_space.setting import choice
-from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec
+from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
 from search_space.state import KeyValue, append_ring, read_ring, start_key_value
 
 LEAST_SPAN = 4
@@ -29,6 +30,7 @@ class Window(MixerSpec):
 
     name: ClassVar[str] = "window"
     family: ClassVar[str] = "sparse"
+    reach: ClassVar[Reach] = "window"
     source: ClassVar[str] = "Beltagy 2020, arXiv:2004.05150; Mistral, arXiv:2310.06825"
 
     size: int | None = choice(128, 256, 512, 1024, 2048, 4096, unit="tokens", searched=True)

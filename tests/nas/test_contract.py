@@ -11,6 +11,7 @@ from sqlalchemy import create_engine
 from sqlalchemy import text as sql
 
 from nas.cli.main import app
+from nas.mixer_table import BEGIN, END, markdown, renewed
 from nas.workers import inline
 from search_space.presets import PRESETS
 from search_space.vocabulary import CHANNELS, VOCABULARY, read
@@ -242,7 +243,8 @@ def test_mixers_lists_the_vocabulary(run: Run) -> None:
     assert list(rows) == list(VOCABULARY)
     assert [row["name"] for row in run("mixers", "--channels", "--json").json] == list(CHANNELS)
     for row in rows.values():
-        assert {"name", "family", "source", "needs", "sequential", "settings"} == set(row)
+        assert {"name", "family", "about", "reach", "source", "needs", "sequential", "settings"} == set(row)
+        assert row["reach"] == VOCABULARY[row["name"]].reach
         assert row["needs"] == sorted(VOCABULARY[row["name"]].needs)
         assert row["sequential"] == VOCABULARY[row["name"]]().sequential
         for setting in row["settings"].values():
@@ -253,6 +255,31 @@ def test_mixers_lists_the_vocabulary(run: Run) -> None:
     }  # fmt: skip
     people = run("mixers").out
     assert all(f"{name}" in people for name in VOCABULARY)
+    assert "reach window" in people and rows["window"]["about"] in people
+
+
+def test_the_table_of_mixers_is_made_from_the_vocabulary(run: Run) -> None:
+    said = run("mixers", "--markdown").out
+    assert said == f"{markdown()}\n"
+    head, _, *rows = (line.strip("| ").split(" | ") for line in said.splitlines() if line.startswith("|"))
+    table = {row[0].strip("`"): dict(zip(head, row, strict=True)) for row in rows}
+    assert list(table) == list(VOCABULARY)
+    # By hand: 2 · 2048 keys and values of two bytes a token, or 512 of them; a matrix of 128 × 128 float32 a head.
+    assert table["full"]["state"] == "64 MiB → 1 GiB" and table["full"]["reach"] == "all"
+    assert table["window"]["state"] == "4 MiB" and table["window"]["reach"] == "window"
+    assert table["lightning"]["state"] == "1 MiB" and table["lightning"]["reach"] == "state"
+    assert all(row["what it is"] and not row["what it is"].endswith(".") for row in table.values())
+    for other in ("--channels", "--json"):
+        refused = run("mixers", "--markdown", other)
+        assert refused.code == 2 and "stands alone" in refused.err
+
+
+def test_only_what_stands_between_the_marks_is_renewed() -> None:
+    text = f"before\n{BEGIN}\n| old |\n{END}\nafter\n"
+    assert renewed(text) == f"before\n{BEGIN}\n{markdown()}\n{END}\nafter\n" == renewed(renewed(text))
+    for spoilt in ("no marks", f"{END}{BEGIN}", f"{BEGIN}", f"{BEGIN}{BEGIN}{END}", f"{BEGIN}{END}{END}"):
+        with pytest.raises(ValueError, match="once each"):
+            renewed(spoilt)
 
 
 def cost(run: Run, layout: str, *arguments: object) -> Any:
