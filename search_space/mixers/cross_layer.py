@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kernels.softmax_attention.ops import softmax_attention, softmax_attention_step
 from search_space.frame import Frame
 from search_space.heads import fit_kv_heads
+from search_space.loan import Counted, Loan
 from search_space.parts import attend_flops, mean_visible
 from search_space.positions import Positions
 from search_space.setting import choice
@@ -79,13 +80,6 @@ class CrossLayer(MixerSpec):
         return CrossLayerMixer(self, frame)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counted:
-    """What a layer keeps that reads another's cache: how many tokens were seen."""
-
-    length: int
-
-
 class CrossLayerMixer(Mixer):
     """Learned tokens lie in the first slots of the cache, the text behind them, in a ring where there is a window."""
 
@@ -100,7 +94,7 @@ class CrossLayerMixer(Mixer):
             full.head_dim * full.value_ratio,
         )
         self.positions = Positions.of(frame, "rope", full.rotary)
-        self.names = [f"{spec.name}{spec.written}.{part}" for part in ("keys", "values")]
+        self.loan = Loan(mixer=spec.name, key=str(spec.written))
         self.query = nn.Linear(frame.width, full.heads * self.key_width, bias=False)
         self.out = nn.Linear(full.heads * self.value_width, frame.width, bias=False)
         self.key = self.value = self.meta_keys = self.meta_values = None
@@ -146,10 +140,10 @@ class CrossLayerMixer(Mixer):
         q = self.queries(x, start)
         if self.key is not None:
             state, keys, values = self.grown(x, state, start)
-            stream = self.lend(stream, keys, values)
+            stream = self.loan.lend(stream, keys, values)
         elif state is not None:
             state = replace(state, length=start + x.shape[1])
-        keys, values = self.borrow(stream)
+        keys, values = self.loan.borrow(stream)
         skipped = start + x.shape[1] + self.meta - keys.shape[1]
         attended = softmax_attention(
             q,
@@ -167,10 +161,10 @@ class CrossLayerMixer(Mixer):
         if self.key is not None:
             k, v = self.pair(x[:, None], start)
             state = append_ring(state, k, v, self.span, self.meta) if self.span else append(state, k, v)
-            stream = self.lend(stream, state.keys, state.values)
+            stream = self.loan.lend(stream, state.keys, state.values)
         else:
             state = replace(state, length=start + 1)
-        keys, values = self.borrow(stream)
+        keys, values = self.loan.borrow(stream)
         visible = min(start + 1 + self.meta, keys.shape[1])
         attended = softmax_attention_step(
             q.to(keys.dtype), keys[:, :visible], values[:, :visible], visible=visible
@@ -212,16 +206,3 @@ class CrossLayerMixer(Mixer):
         past_k, past_v = read_ring(state, self.meta)
         state = append_ring(state, k, v, self.span, self.meta)
         return state, torch.cat([past_k.to(k.dtype), k], dim=1), torch.cat([past_v.to(v.dtype), v], dim=1)
-
-    def lend(self, stream: Stream, keys: Tensor, values: Tensor) -> Stream:
-        """The stream with the keys and values in it."""
-        return stream.with_value(self.names[0], keys).with_value(self.names[1], values)
-
-    def borrow(self, stream: Stream) -> tuple[Tensor, Tensor]:
-        """The keys and values that the last maker has left."""
-        if self.names[0] not in stream.values:
-            raise ValueError(
-                "cross_layer: the stream holds no keys of an earlier layer; run it within its network, or build it for a "
-                "place with no such layer before"
-            )
-        return stream.values[self.names[0]], stream.values[self.names[1]]
