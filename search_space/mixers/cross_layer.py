@@ -88,11 +88,8 @@ class CrossLayerMixer(Mixer):
         full = spec.sized(frame)
         assert full.heads and full.kv_heads and full.head_dim
         self.frame, self.makes, self.span, self.meta = frame, spec.makes(frame), full.size or None, full.meta
-        self.kv_heads, self.key_width, self.value_width = (
-            full.kv_heads,
-            full.head_dim,
-            full.head_dim * full.value_ratio,
-        )
+        self.kv_heads, self.key_width = full.kv_heads, full.head_dim
+        self.value_width = full.head_dim * full.value_ratio
         self.positions = Positions.of(frame, "rope", full.rotary)
         self.loan = Loan(mixer=spec.name, key=str(spec.written))
         self.query = nn.Linear(frame.width, full.heads * self.key_width, bias=False)
@@ -144,14 +141,10 @@ class CrossLayerMixer(Mixer):
         elif state is not None:
             state = replace(state, length=start + x.shape[1])
         keys, values = self.loan.borrow(stream)
-        skipped = start + x.shape[1] + self.meta - keys.shape[1]
+        sinks = self.meta if self.span else 0
+        skipped = start + x.shape[1] + self.meta - keys.shape[1] if sinks else 0
         attended = softmax_attention(
-            q,
-            keys.to(q.dtype),
-            values.to(q.dtype),
-            window=self.span,
-            sinks=self.meta if self.span else 0,
-            skipped=skipped if self.span and self.meta else 0,
+            q, keys.to(q.dtype), values.to(q.dtype), window=self.span, sinks=sinks, skipped=skipped
         )
         return self.out(attended.flatten(2)), state, stream
 
@@ -195,11 +188,10 @@ class CrossLayerMixer(Mixer):
             if self.meta_keys is None or self.meta_values is None:
                 return None, k, v
             batch = x.shape[0]
-            first = (
+            first = [
                 part.to(k.dtype).expand(batch, -1, -1, -1) for part in (self.meta_keys, self.meta_values)
-            )
-            keys, values = (torch.cat(both, dim=1) for both in zip(first, (k, v), strict=True))
-            return None, keys, values
+            ]
+            return None, torch.cat([first[0], k], dim=1), torch.cat([first[1], v], dim=1)
         if self.span is None:
             state = append(state, k, v)
             return state, state.keys[:, : state.length], state.values[:, : state.length]
