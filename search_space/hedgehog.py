@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 LEAST = 1e-12
-"""No feature is less, so that what has been seen never sums to nought."""
+"""Added to each feature, so that what has been seen never sums to nought; published code clamps, which costs a mask."""
 
 
 class Hedgehog(nn.Module):
@@ -21,9 +21,10 @@ class Hedgehog(nn.Module):
         """x [B, T, H, K], or of fewer heads that stand for several each, to [B, T, H, 2 F] in float32."""
         with torch.autocast(x.device.type, enabled=False):
             heads = spread(x, self.weight.shape[0]).float().transpose(1, 2)
-            logits = torch.matmul(heads, self.weight.float())
-            both = torch.cat([logits.softmax(-1), (-logits).softmax(-1)], dim=-1)
-            return both.clamp(min=LEAST).transpose(1, 2)
+            both = torch.cat([self.weight, -self.weight], dim=-1).float()
+            logits = torch.matmul(heads, both).unflatten(-1, (2, -1))
+            features: Tensor = logits.softmax(-1).flatten(-2) + LEAST
+            return features.transpose(1, 2)
 
 
 def spread(x: Tensor, heads: int, dim: int = 2) -> Tensor:
