@@ -1,4 +1,6 @@
-"""Attention over keys by name in blocks of queries; no tensor has a row for every pair of query and key.
+"""Attention over keys by name in blocks of queries, or among all keys where these are few.
+
+No tensor holds more than a few numbers for each name of a query, or a block of queries with all keys.
 
 Letters: B batch, T queries, S keys, H heads, G groups that share k and v, R = H/G, N named keys, K key, V value,
 c queries of a block, P = B·c·H heads' queries of a block.  After Memorizing Transformers, arXiv:2203.08913.
@@ -120,18 +122,18 @@ class _Attend(torch.autograd.Function):
             weights, scores = _weigh(q[own], rows, hidden[own], None if bias is None else bias[own], scale)
             read = weights @ _rows(v, places[own].flatten(0, 2), q.dtype)
             output[own], sums[own] = read.view_as(output[own]), scores.logsumexp(-1).view_as(sums[own])
-        ctx.save_for_backward(q, k, v, places, hidden, output, *([] if bias is None else [bias]))
+        ctx.save_for_backward(q, k, v, places, hidden, output, sums, *([] if bias is None else [bias]))
         ctx.scale = scale
         return output, sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, to_output: Tensor, to_sums: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, places, hidden, output, *rest = ctx.saved_tensors
+        q, k, v, places, hidden, output, sums, *rest = ctx.saved_tensors
         bias = rest[0] if rest else None
         grad_q = torch.empty_like(q)
         grad_k, grad_v = (torch.zeros_like(table, dtype=q.dtype) for table in (k, v))
-        lost = (to_output * output).sum(-1).sub_(to_sums.masked_fill(hidden.all(-1), 0.0))
+        lost = (to_output * output).sum(-1).sub_(to_sums.masked_fill(sums == -torch.inf, 0.0))
         for own in _parts(q, k, v, places):
             named = places[own].flatten(0, 2)
             rows = _rows(k, named, q.dtype)
@@ -210,14 +212,13 @@ def retrieved_attention(
         if q.shape[1] >= MANY_QUERIES and keys <= FEW_KEYS * places.shape[-1]:
             read, sums = _among_all(q.to(dtype), k.to(dtype), v.to(dtype), places, bias, scale)
             return read.to(v.dtype), sums
-        hidden = places < 0
-        none = hidden.all(-1)
+        hidden, last = places < 0, places.amax(-1, keepdim=True)
         # What is not there is read from a key that is, and its weight is nought.
-        spare = places.amax(-1, keepdim=True).clamp(min=0)
+        spare = last.clamp(min=0)
         group = torch.arange(heads, device=device) * groups // heads
         first = torch.arange(batch, device=device)[:, None, None, None] * keys
         rows = (torch.where(hidden, spare, places) + first) * groups + group[:, None]
         output, sums = _Attend.apply(  # type: ignore[no-untyped-call]
             q.to(dtype), k.flatten(0, 2), v.flatten(0, 2), rows, hidden, bias, scale
         )
-        return output.masked_fill(none.unsqueeze(-1), 0.0).to(v.dtype), sums
+        return output.masked_fill(last < 0, 0.0).to(v.dtype), sums
