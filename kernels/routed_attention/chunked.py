@@ -27,6 +27,9 @@ FAR = 1e30
 SLAB_ELEMENTS = 2**18
 """Scores that a CPU works on at once: what belongs to them must stay in a core's cache."""
 
+KEPT_SCORES = 2**23
+"""Up to so many weights are kept for the backward pass; more are made again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
@@ -123,6 +126,8 @@ class _Attend(torch.autograd.Function):
         weight, peaks = values.new_empty(2, len(tiles.pairs) + 1, shared).unbind()
         mixed[-1], weight[-1], peaks[-1] = 0.0, 0.0, -torch.inf
         source = tiles.pairs // named
+        keeps = any(ctx.needs_input_grad) and len(source) * shared * keys.shape[1] <= KEPT_SCORES
+        kept: list[Tensor] = []
         for slab in tiles.slabs:
             own = tiles.own(slab)
             scores = _weigh(rows.index_select(0, source[own]), keys, tiles, slab, shared)
@@ -131,6 +136,7 @@ class _Attend(torch.autograd.Function):
             torch.sum(scores, -1, out=weight[own].view(scores.shape[:2]))
             near = values.index_select(0, tiles.blocks[slab])
             torch.bmm(scores, near, out=mixed[own].view(*scores.shape[:2], width))
+            kept += [scores] if keeps else []
         top = peaks.index_select(0, tiles.places).view(-1, named, shared).amax(1)
         none = top == -torch.inf
         top = top.masked_fill(none, 0.0)
@@ -144,14 +150,14 @@ class _Attend(torch.autograd.Function):
         output /= total.masked_fill(none, 1.0).unsqueeze(-1)
         # Of nothing the logarithm is -inf.
         sums = top + total.log2()
-        ctx.save_for_backward(rows, keys, values, output, sums)
+        ctx.save_for_backward(rows, keys, values, output, sums, peaks, *kept)
         ctx.tiles, ctx.source, ctx.named, ctx.scale = tiles, source, named, scale
         return output, sums * LN_2
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, to_output: Tensor, to_sums: Tensor) -> tuple[Tensor | None, ...]:
-        rows, keys, values, output, sums = ctx.saved_tensors
+        rows, keys, values, output, sums, peaks, *kept = ctx.saved_tensors
         tiles, source, shared = ctx.tiles, ctx.source, rows.shape[1]
         none = sums == -torch.inf
         rest = (to_output * output).sum(-1) - to_sums.masked_fill(none, 0.0)
@@ -159,13 +165,16 @@ class _Attend(torch.autograd.Function):
         back = rows.new_empty(len(tiles.pairs) + 1, *rows.shape[1:])
         back[-1] = 0.0
         to_rows, to_keys, to_values = (torch.zeros_like(x) for x in (rows, keys, values))
-        for slab in tiles.slabs:
+        for number, slab in enumerate(tiles.slabs):
             own, blocks = tiles.own(slab), tiles.blocks[slab]
             many = (slab.stop - slab.start, -1)
             queries = rows.index_select(0, source[own])
-            scores = _weigh(queries, keys, tiles, slab, shared)
             whole = sums.index_select(0, source[own]).masked_fill_(tiles.empty[own, None], torch.inf)
-            weights = scores.sub_(whole.view(*many, 1)).exp2_()
+            if kept:
+                weights = kept[number] * (peaks[own] - whole).exp2_().view(*many, 1)
+            else:
+                scores = _weigh(queries, keys, tiles, slab, shared)
+                weights = scores.sub_(whole.view(*many, 1)).exp2_()
             near = to_output.index_select(0, source[own]).view(*many, output.shape[-1])
             to_values.index_add_(0, blocks, torch.bmm(weights.mT, near))
             to_scores = torch.bmm(near, values.index_select(0, blocks).mT)
