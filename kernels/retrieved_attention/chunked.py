@@ -85,19 +85,21 @@ def nearest_keys(q: Tensor, k: Tensor, visible: Tensor, keep: int) -> tuple[Tens
         table = k[:, : max(ends)].to(dtype).transpose(1, 2)
         table = pad(table, (0, 0, 0, -table.shape[2] % WIDTH_STEP)).contiguous()
         shared = heads // groups
-        # Group after group, so that many queries share a product.
+        # Few groups at a time, so that many queries share a product.
         for start, end in _blocks(time, max(batch * shared * keys, BLOCK_ELEMENTS // MOST_QUERIES)):
             least, most = min(ends[start:end]), -(-max(ends[start:end]) // WIDTH_STEP) * WIDTH_STEP
             if most == 0:
                 continue
             behind = visible[start:end, None]
             hidden = torch.arange(least, most, device=q.device) >= behind
-            for group in range(groups):
-                heads_of = slice(group * shared, (group + 1) * shared)
-                rows = q[:, start:end, heads_of].to(dtype).transpose(1, 2)
-                scores = (rows.flatten(1, 2) @ table[:, group, :most].mT).unflatten(1, rows.shape[1:3])
+            together = max(1, BLOCK_ELEMENTS // (batch * shared * keys * (end - start)))
+            for group in range(0, groups, together):
+                heads_of = slice(group * shared, (group + together) * shared)
+                rows = q[:, start:end, heads_of].to(dtype).unflatten(2, (-1, shared)).permute(0, 2, 3, 1, 4)
+                near = table[:, group : group + together, :most]
+                scores = (rows.flatten(2, 3) @ near.mT).unflatten(2, rows.shape[2:4])
                 scores[..., least:].masked_fill_(hidden, -torch.inf)
-                own, values = (part.transpose(1, 2) for part in _best(scores, min(count, most)))
+                own, values = (x.flatten(1, 2).transpose(1, 2) for x in _best(scores, min(count, most)))
                 # Of a row that sees fewer keys than are kept the rest is hidden.
                 unseen = own >= behind.unsqueeze(-1)
                 at = (slice(None), slice(start, end), heads_of, slice(0, own.shape[-1]))
