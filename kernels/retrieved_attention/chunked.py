@@ -20,6 +20,9 @@ from kernels.backend import working_dtype
 BLOCK_ELEMENTS = 2**19
 """Elements of a block's largest tensor: it must stay in a core's cache."""
 
+MOST_QUERIES = 128
+"""Queries that are compared at once: with more, too many would meet keys that are to come."""
+
 LEAST_FOLD = 4
 """Rows of scores that are not this many times as long as their columns would be are not folded."""
 
@@ -78,21 +81,30 @@ def nearest_keys(q: Tensor, k: Tensor, visible: Tensor, keep: int) -> tuple[Tens
     found = torch.full((batch, time, heads, count), -torch.inf, dtype=dtype, device=q.device)
     ends = visible.tolist()
     with torch.autocast(q.device.type, enabled=False):
-        table = k[:, : max(ends)].to(dtype).permute(0, 2, 3, 1)
-        table = pad(table, (0, -table.shape[-1] % WIDTH_STEP))
-        for start, end in _blocks(time, batch * heads * keys):
-            most = -(-max(ends[start:end]) // WIDTH_STEP) * WIDTH_STEP
+        # Laid out by group once, or every block's product would do it again.
+        table = k[:, : max(ends)].to(dtype).transpose(1, 2)
+        table = pad(table, (0, 0, 0, -table.shape[2] % WIDTH_STEP)).contiguous()
+        shared = heads // groups
+        # Few groups at a time, so that many queries share a product.
+        for start, end in _blocks(time, max(batch * shared * keys, BLOCK_ELEMENTS // MOST_QUERIES)):
+            least, most = min(ends[start:end]), -(-max(ends[start:end]) // WIDTH_STEP) * WIDTH_STEP
             if most == 0:
                 continue
-            rows = q[:, start:end].to(dtype).unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
-            scores = (rows.flatten(2, 3) @ table[..., :most]).unflatten(2, rows.shape[2:4])
-            token = torch.arange(most, device=q.device)
-            scores.masked_fill_(token >= visible[start:end, None], -torch.inf)
-            own, values = (part.flatten(1, 2).transpose(1, 2) for part in _best(scores, min(count, most)))
-            # Of a row that sees fewer keys than are kept the rest is hidden.
-            unseen = own >= visible[start:end, None, None]
-            places[:, start:end, :, : own.shape[-1]] = own.masked_fill(unseen, -1)
-            found[:, start:end, :, : own.shape[-1]] = values.masked_fill(unseen, -torch.inf)
+            behind = visible[start:end, None]
+            hidden = torch.arange(least, most, device=q.device) >= behind
+            together = max(1, BLOCK_ELEMENTS // (batch * shared * keys * (end - start)))
+            for group in range(0, groups, together):
+                heads_of = slice(group * shared, (group + together) * shared)
+                rows = q[:, start:end, heads_of].to(dtype).unflatten(2, (-1, shared)).permute(0, 2, 3, 1, 4)
+                near = table[:, group : group + together, :most]
+                scores = (rows.flatten(2, 3) @ near.mT).unflatten(2, rows.shape[2:4])
+                scores[..., least:].masked_fill_(hidden, -torch.inf)
+                own, values = (x.flatten(1, 2).transpose(1, 2) for x in _best(scores, min(count, most)))
+                # Of a row that sees fewer keys than are kept the rest is hidden.
+                unseen = own >= behind.unsqueeze(-1)
+                at = (slice(None), slice(start, end), heads_of, slice(0, own.shape[-1]))
+                places[at] = own.masked_fill(unseen, -1)
+                found[at] = values.masked_fill(unseen, -torch.inf)
     return places, found
 
 
