@@ -155,18 +155,31 @@ def ramp(count: int, most: int) -> int:
 
 
 def banded(
-    q: Tensor, k: Tensor, v: Tensor, *, window: int, gap: int = 1, end: int = 0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int,
+    gap: int = 1,
+    end: int = 0,
+    pinned: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over `window` keys up to one's own, one of every `gap` tokens, and the log-sum-exp.
 
     q [B, T, H, K] and k [B, S, G, K], v [B, S, G, V] end at position `end`, which matters where there are gaps.
+    All read besides the keys and values [B, P, G, *] that are pinned.
     """
     if gap > 1:
         first = end - q.shape[1]
         rows = [every(x, gap, end - x.shape[1]) for x in (q, k, v)]
-        output, total = banded(*rows, window=window)
+        if pinned is not None:
+            pinned = (pinned[0].repeat_interleave(gap, 0), pinned[1].repeat_interleave(gap, 0))
+        output, total = banded(*rows, window=window, pinned=pinned)
         return together(output, gap, first, q.shape[1]), together(total, gap, first, q.shape[1])
-    return softmax_attention_with_sums(q, k, v, window=window)
+    if pinned is None:
+        return softmax_attention_with_sums(q, k, v, window=window)
+    k, v = torch.cat([pinned[0], k], dim=1), torch.cat([pinned[1], v], dim=1)
+    return softmax_attention_with_sums(q, k, v, window=window, sinks=pinned[0].shape[1])
 
 
 def dense(

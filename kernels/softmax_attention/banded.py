@@ -1,7 +1,7 @@
 """Attention through a window on a CPU: blocks of queries, each over a view of the keys that stand in its reach.
 
 Letters: B batch, T queries, S keys (S ≥ T), H heads, G groups that share k and v, R = H/G, K key, V value, D either,
-n blocks of c queries, L = r + c keys of a block's span: its own behind those of its reach, which c divides.
+P keys that all see, n blocks of c queries, L = r + c keys of a block's span: its own behind those of its reach, which c divides.
 The window after arXiv:2004.05150 and 2310.06825; the backward pass is that of FlashAttention-2, arXiv:2307.08691.
 
 By hand, because what a window costs beside its products is passes over the scores and copies: the mask is what a
@@ -47,9 +47,9 @@ def _parts(count: int, size: int) -> list[slice]:
 class _Plan:
     """How tokens are cut into blocks, and which blocks are worked on together."""
 
-    def __init__(self, q: Tensor, k: Tensor, window: int) -> None:
+    def __init__(self, q: Tensor, k: Tensor, window: int, pinned: int) -> None:
         batch, self.time, heads, _ = q.shape
-        keys, self.groups = k.shape[1:3]
+        self.pinned, keys, self.groups = pinned, k.shape[1] - pinned, k.shape[2]
         self.shared = heads // self.groups
         past, block = keys - self.time, QUERY_BLOCK if window > QUERY_BLOCK else NARROW_BLOCK
         if window >= keys and keys <= SQUARE:
@@ -95,13 +95,26 @@ class _Plan:
         return x[tile].reshape(-1, self.shared * self.block, x.shape[-1])
 
     def fold(self, x: Tensor) -> Tensor:
-        """Keys [B, S, G, D] → [B, G, r + n c, D]."""
-        return pad(x[:, self.cut :].transpose(1, 2), (0, 0, self.front, self.back))
+        """Keys [B, S, G, D] → [B, G, r + n c, D], without those that all see."""
+        return pad(x[:, self.pinned + self.cut :].transpose(1, 2), (0, 0, self.front, self.back))
 
-    def unfold(self, x: Tensor) -> Tensor:
-        """[B, G, r + n c, D] → [B, S, G, D]."""
-        x = x[:, :, self.front : x.shape[2] - self.back].transpose(1, 2)
-        return pad(x, (0, 0, 0, 0, self.cut, 0)) if self.cut else x
+    def unfold(self, x: Tensor, pins: Tensor) -> Tensor:
+        """[B, G, r + n c, D] and [B, G, P, D] → [B, S, G, D]."""
+        x = x[:, :, self.front : x.shape[2] - self.back]
+        x = pad(x, (0, 0, self.cut, 0)) if self.cut else x
+        return (torch.cat([pins, x], dim=2) if self.pinned else x).transpose(1, 2)
+
+    def pins(self, x: Tensor) -> Tensor:
+        """Of keys [B, S, G, D] those that all see, [B, G, P, D]."""
+        return x[:, : self.pinned].transpose(1, 2)
+
+    def together(self, x: Tensor, tile: Tile) -> Tensor:
+        """What is a tile's by block, [blocks, R c, D], by text and group: [texts · groups, rows, D]."""
+        return x.reshape(-1, (tile[2].stop - tile[2].start) * x.shape[1], x.shape[-1])
+
+    def far_scores(self, rows: Tensor, pins: Tensor, base: float, tile: Tile) -> Tensor:
+        """As `scores`, against the keys that all see: [texts · groups, rows, P]."""
+        return torch.bmm(self.together(rows, tile), pins[tile[:2]].flatten(0, 1).mT).mul_(base)
 
     def spans(self, x: Tensor, tile: Tile) -> Tensor:
         """The keys of a tile, of [B, G, r + n c, D], by block: [blocks, L, D]; they overlap."""
@@ -145,22 +158,33 @@ class _Attend(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: _Plan, scale: float
     ) -> tuple[Tensor, Tensor]:
-        k, v = plan.fold(k), plan.fold(v)
+        pins_k, pins_v, k, v = plan.pins(k), plan.pins(v), plan.fold(k), plan.fold(v)
         output = q.new_empty(*q.shape[:-1], v.shape[-1])
         most, total = q.new_empty(2, *q.shape[:-1], 1).unbind()
         queries, outputs, highs, sums = (plan.by_block(x) for x in (q, output, most, total))
         keeps = plan.kept and any(ctx.needs_input_grad)
-        rooms = plan.room(q, whole=keeps)
+        rooms, fars = plan.room(q, whole=keeps), []
         for tile, room in zip(plan.tiles, rooms, strict=True):
             # Scores in units of ln 2.
-            weights = plan.scores(plan.rows(queries, tile), k, scale / math.log(2), tile, room)
+            base, rows = scale / math.log(2), plan.rows(queries, tile)
+            weights = plan.scores(rows, k, base, tile, room)
             high = weights.amax(-1, keepdim=True)
+            if plan.pinned:
+                far = plan.far_scores(rows, pins_k, base, tile)
+                high = torch.maximum(high, far.amax(-1).view_as(high))
             summed = weights.sub_(high).exp2_().sum(-1, keepdim=True)
-            mixed = torch.bmm(weights, plan.spans(v, tile)).div_(summed)
+            mixed = torch.bmm(weights, plan.spans(v, tile))
+            if plan.pinned:
+                far.sub_(plan.together(high, tile)).exp2_()
+                summed += far.sum(-1).view_as(summed)
+                plan.together(mixed, tile).baddbmm_(far, pins_v[tile[:2]].flatten(0, 1))
+                fars += [far] if keeps else []
+            mixed.div_(summed)
             for into, x in ((outputs, mixed), (highs, high), (sums, summed)):
                 into = into[tile]
                 into.copy_(x.view(into.shape))
-        ctx.save_for_backward(q, k, v, output, most, total, *(rooms if keeps else []))
+        kept = [*rooms, *fars] if keeps else []
+        ctx.save_for_backward(q, k, v, pins_k, pins_v, output, most, total, *kept)
         ctx.plan, ctx.scale = plan, scale
         return output, total.log2().add_(most).mul_(math.log(2)).squeeze(-1)
 
@@ -169,32 +193,54 @@ class _Attend(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor, grad_sums: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, output, most, total, *kept = ctx.saved_tensors
+        q, k, v, pins_k, pins_v, output, most, total, *kept = ctx.saved_tensors
         plan: _Plan = ctx.plan
         with torch.autocast(q.device.type, enabled=False):
             grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+            grads = [torch.zeros_like(x) for x in (pins_k, pins_v)]
             outward = grad_output / total
             lost = torch.linalg.vecdot(outward, output).unsqueeze(-1).sub_(grad_sums.unsqueeze(-1) / total)
             queries, highs, into, outward, lost = (plan.by_block(x) for x in (q, most, grad_q, outward, lost))
             rooms, again = plan.room(q, whole=False), kept or plan.room(q, whole=False)
-            for tile, room, weights in zip(plan.tiles, rooms, again, strict=True):
-                rows, near = plan.rows(queries, tile), plan.rows(outward, tile)
+            for number, tile in enumerate(plan.tiles):
+                rows, near, weights = plan.rows(queries, tile), plan.rows(outward, tile), again[number]
+                gone, base = plan.rows(lost, tile), ctx.scale / math.log(2)
                 if not kept:
-                    plan.scores(rows, k, ctx.scale / math.log(2), tile, weights)
+                    plan.scores(rows, k, base, tile, weights)
                     weights.sub_(plan.rows(highs, tile)).exp2_()
                 plan.add(grad_v, torch.bmm(weights.mT, near), tile)
-                inward = torch.bmm(near, plan.spans(v, tile).mT, out=room)
-                inward.sub_(plan.rows(lost, tile)).mul_(weights)
-                own = into[tile]
-                torch.mul(torch.bmm(inward, plan.spans(k, tile)).view(own.shape), ctx.scale, out=own)
+                inward = torch.bmm(near, plan.spans(v, tile).mT, out=rooms[number])
+                inward.sub_(gone).mul_(weights)
+                to_rows = torch.bmm(inward, plan.spans(k, tile))
                 plan.add(grad_k, torch.bmm(inward.mT, rows), tile)
-        return grad_q, plan.unfold(grad_k.mul_(ctx.scale)), plan.unfold(grad_v), None, None
+                if plan.pinned:
+                    if kept:
+                        far = kept[len(plan.tiles) + number]
+                    else:
+                        far = plan.far_scores(rows, pins_k, base, tile)
+                        far.sub_(plan.together(plan.rows(highs, tile), tile)).exp2_()
+                    rows, near, gone = (plan.together(x, tile) for x in (rows, near, gone))
+                    own_k, own_v = (x[tile[:2]].flatten(0, 1) for x in (pins_k, pins_v))
+                    inward = torch.bmm(near, own_v.mT).sub_(gone).mul_(far)
+                    plan.together(to_rows, tile).baddbmm_(inward, own_k)
+                    for grad, x in zip(grads, (inward.mT @ rows, far.mT @ near), strict=True):
+                        own = grad[tile[:2]]
+                        own += x.view(own.shape)
+                own = into[tile]
+                torch.mul(to_rows.view(own.shape), ctx.scale, out=own)
+            to_k = plan.unfold(grad_k, grads[0]).mul_(ctx.scale)
+        return grad_q, to_k, plan.unfold(grad_v, grads[1]), None, None
 
 
-def banded(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Every query over the last `window` keys up to its own: [B, T, H, V] and log-sum-exps [B, T, H], float32 at least."""
+def banded(
+    q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, *, pinned: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Every query over the last `window` keys up to its own: [B, T, H, V] and log-sum-exps [B, T, H], float32 at least.
+
+    The first `pinned` keys, which come before all queries, are seen by all, and count in no window.
+    """
     dtype = working_dtype(q, k, v)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    plan = _Plan(q, k, window)
+    plan = _Plan(q, k, window, pinned)
     output, sums = _Attend.apply(plan.whole(q), k, v, plan, scale)  # type: ignore[no-untyped-call]
     return output[:, : plan.time], sums[:, : plan.time]

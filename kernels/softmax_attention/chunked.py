@@ -6,6 +6,7 @@ After arXiv:1706.03762; grouped keys arXiv:2305.13245; window arXiv:2310.06825; 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -237,9 +238,15 @@ def softmax_attention(
         window = None if window is None or window >= k.shape[1] else window
         if options.plain and not with_sums:
             return _plain(q, k, v, window, scale).to(v.dtype).contiguous(), None
-        if options.plain and q.device.type == "cpu" and (window is not None or k.shape[1] <= DENSE_KEYS):
-            output, total = banded(q, k, v, window or k.shape[1], scale)
-            return output.to(v.dtype).contiguous(), total.contiguous()
+        keys, sinks = k.shape[1], options.sinks if window else 0
+        if (
+            replace(options, sinks=0).plain
+            and q.device.type == "cpu"
+            and (window is not None or keys <= DENSE_KEYS)
+            and keys - q.shape[1] >= sinks
+        ):
+            output, total = banded(q, k, v, window or keys, scale, pinned=sinks)
+            return output.to(v.dtype).contiguous(), total.contiguous() if with_sums else None
         wanted = with_sums or options.sink_logits is not None
         output, sums = _blocks(q, k, v, window, scale, options, with_sums=wanted)
         return output.to(v.dtype).contiguous(), sums if sums is None else sums.contiguous()

@@ -139,15 +139,20 @@ class LongformerMixer(Mixer):
             append_ring(ring, one, two, (self.size - 1) * gap + 1) for ring, one, two, (_, gap) in news
         )
 
-    def others(self, q: Tensor, keys: list[tuple[Tensor, Tensor]], end: int) -> tuple[Tensor, Tensor]:
-        """Queries [B, T, H, K] up to `end` over their windows; keys and values of each kind end there too."""
+    def others(
+        self, q: Tensor, keys: list[tuple[Tensor, Tensor]], known: tuple[Tensor, Tensor], end: int
+    ) -> Tensor:
+        """Queries [B, T, H, K] up to `end` over windows and prefix; keys and values of each kind end there too."""
         answers = []
-        for own, (k, v), (_, gap) in zip(self.split(q), keys, self.kinds, strict=True):
+        prefix = zip(self.split(known[0]), self.split(known[1]), strict=True)
+        for own, (k, v), pinned, (_, gap) in zip(self.split(q), keys, prefix, self.kinds, strict=True):
             # What lies in the prefix is read there.
             cut = max(0, self.prefix - end + k.shape[1])
-            answers.append(banded(own, k[:, cut:], v[:, cut:], window=self.size, gap=gap, end=end))
-        outputs, sums = zip(*answers, strict=True)
-        return torch.cat(outputs, dim=2), torch.cat(sums, dim=2)
+            first = pinned if self.prefix else None
+            answers.append(
+                banded(own, k[:, cut:], v[:, cut:], window=self.size, gap=gap, end=end, pinned=first)[0]
+            )
+        return torch.cat(answers, dim=2)
 
     def forward(self, x: Tensor, state: LongformerState | None = None) -> tuple[Tensor, Any]:
         start = state.length if state else 0
@@ -167,11 +172,7 @@ class LongformerMixer(Mixer):
             k_own, v_own = recall(sets[1], start, k_own, v_own)
             parts.append(dense(q_own, k_own, v_own, first=start)[0])
         if ahead < x.shape[1]:
-            attended, total = self.others(q[:, ahead:], keys, end)
-            if self.own is not None:
-                more, its = dense(q[:, ahead:], *known, first=start + ahead)
-                attended, _ = merge((attended, more), (total, its))
-            parts.append(attended)
+            parts.append(self.others(q[:, ahead:], keys, known, end))
         return self.attention.finish(torch.cat(parts, dim=1), x), after
 
     def step(self, x: Tensor, state: LongformerState) -> tuple[Tensor, LongformerState]:

@@ -18,8 +18,8 @@ def draw(time, keys, batch=2, heads=4, groups=2, key=8, value=12):
     }
 
 
-def with_sums(window):
-    return lambda backend, *x: softmax_attention_with_sums(*x, window=window, backend=backend)
+def with_sums(window, sinks=0):
+    return lambda backend, *x: softmax_attention_with_sums(*x, window=window, sinks=sinks, backend=backend)
 
 
 @pytest.mark.parametrize("kept", [0, 2**23])
@@ -30,6 +30,7 @@ def test_tiles_and_weights_made_again_change_nothing(agree, monkeypatch, tile, k
     monkeypatch.setattr(banded, "KEPT_SCORES", kept)
     for (time, keys), window in itertools.product(((1, 140), (33, 33), (70, 200), (130, 131)), (1, 17, 40)):
         agree(with_sums(window), draw(time, keys), floor=0.1)
+        agree(with_sums(window, min(5, keys - time)), draw(time, keys), floor=0.1)
 
 
 @pytest.mark.parametrize("time", [1, 2, 15, 16, 17, 63, 64, 65, 128, 130])
