@@ -22,7 +22,7 @@ from search_space.frame import Frame
 from search_space.spec import Mixer
 from search_space.vocabulary import read
 
-TIME, WIDTHS, ROUNDS = 2048, (256, 512), 9
+TIME, WIDTHS, ROUNDS = 2048, (256, 512), 7
 MOST_OVER_FULL = 1 / 3
 
 PROMISED = (
