@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from search_space.notation import nearest
 from trainers.tasks.bytes import Bytes
 from trainers.tasks.mqar import Mqar, with_pairs
+from trainers.tasks.needle import Needle
 from trainers.tasks.parity import Parity
 from trainers.tasks.task import Task
 
@@ -12,6 +13,7 @@ TASKS: dict[str, Callable[[str, Sequence[int]], Task]] = {
     "mqar": lambda _, pairs: with_pairs(pairs) if pairs else Mqar(),
     "bytes": lambda data, _: Bytes(data=data),
     "parity": lambda _data, _pairs: Parity(),
+    "needle": lambda _data, _pairs: Needle(),
 }
 """By name, from the data and the numbers of pairs; each task takes what concerns it."""
 
