@@ -203,6 +203,11 @@ class Spec(ABC):
     def cost(self, frame: Frame) -> Cost:
         """The exact price of one such layer in the frame, its norm not counted."""
 
+    def shrunk_from(self, large: Self) -> Self:
+        """The spec, each of its sizes shrunk by itself, with what must hold between them as in the large one."""
+        del large
+        return self
+
 
 class MixerSpec(Spec):
     """The spec of a sequence mixer."""
@@ -269,7 +274,7 @@ def shrink(spec: AnySpec, target: Frame, proxy: Frame) -> AnySpec:
         # Heads that are not counted fill the width.
         ideal = getattr(full, "head_dim") * math.sqrt(ratio)  # noqa: B009
         values["head_dim"] = nearest_divisor(proxy.width, ideal)
-    return replace(full, **as_written, **values).sized(proxy)
+    return replace(full, **as_written, **values).shrunk_from(full).sized(proxy)
 
 
 def _below(length: int, step: int) -> int:
