@@ -4,6 +4,7 @@ from benchmarks import (
     command_line,
     driver,
     kernels_cpu,
+    long_recall,
     mixers_cpu,
     proxies,
     recall_by_state,
@@ -25,6 +26,7 @@ def main() -> None:
         state_tracking,
         recall_by_state,
         sparsity_cpu,
+        long_recall,
     ):
         print(f"\n{module.__name__}: {module.__doc__}", flush=True)
         module.main()

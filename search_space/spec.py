@@ -213,6 +213,11 @@ class Spec(ABC):
         given = ((setting, getattr(self, setting.name)) for setting in settings_of(type(self)))
         return tuple(sorted((setting.name, value) for setting, value in given if value != setting.default))
 
+    def shrunk_from(self, large: Self) -> Self:
+        """The spec, each of its sizes shrunk by itself, with what must hold between them as in the large one."""
+        del large
+        return self
+
 
 class MixerSpec(Spec):
     """The spec of a sequence mixer."""
@@ -279,7 +284,7 @@ def shrink(spec: AnySpec, target: Frame, proxy: Frame) -> AnySpec:
         # Heads that are not counted fill the width.
         ideal = getattr(full, "head_dim") * math.sqrt(ratio)  # noqa: B009
         values["head_dim"] = nearest_divisor(proxy.width, ideal)
-    return replace(full, **as_written, **values).sized(proxy)
+    return replace(full, **as_written, **values).shrunk_from(full).sized(proxy)
 
 
 def _below(length: int, step: int) -> int:

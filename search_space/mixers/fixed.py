@@ -1,5 +1,4 @@
-"""The Sparse Transformer's fixed attention: a token's own block, and the last tokens of every earlier block, which
-alone are kept of it.
+"""The Sparse Transformer's fixed attention: a token's own block, and the last tokens, alone kept, of earlier blocks.
 
 Letters: B batch, T time, D width, H query heads, G key heads, K head width.
 """
@@ -65,9 +64,13 @@ class Fixed(MixerSpec):
     def kept(self, length: int) -> int:
         """Tokens of summaries among the first `length`, of a spec that is sized."""
         assert self.stride and self.summary
-        return length // self.stride * self.summary + max(
-            0, length % self.stride - self.stride + self.summary
-        )
+        whole, rest = divmod(length, self.stride)
+        return whole * self.summary + max(0, rest - self.stride + self.summary)
+
+    def shrunk_from(self, large: Self) -> Self:
+        assert self.stride and self.summary and large.stride and large.summary
+        # Where both shrank to their least, every token would be a summary, and the layer full attention.
+        return replace(self, stride=max(self.stride, self.summary * min(4, large.stride // large.summary)))
 
     def cost(self, frame: Frame) -> Cost:
         spec = self.sized(frame)

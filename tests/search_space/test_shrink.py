@@ -82,6 +82,14 @@ def test_how_a_layer_is_computed_stays_as_written_or_left_to_the_frame() -> None
     assert shrink(Mamba2(), target, proxy).chunk == Mamba2(state=24).sized(proxy).chunk == 16
 
 
+def test_a_fixed_pattern_leaves_tokens_out_of_the_proxys_texts_too() -> None:
+    target, proxy = Frame(width=1024, train_length=4096), Frame(width=32, train_length=32)
+    for stride, summary, kept in ((128, 32, 16), (128, 4, 16), (64, 32, 8), (32, 32, 4)):
+        small = shrink(VOCABULARY["fixed"](stride=stride, summary=summary), target, proxy)
+        assert (small.stride, small.summary) == (kept, 4)
+    assert shrink(VOCABULARY["fixed"](), target, target) == VOCABULARY["fixed"]().sized(target)
+
+
 def test_groups_keep_their_share_of_the_heads() -> None:
     target, proxy = Frame(width=4096), Frame(width=128)
     assert shrink(Full(kv_heads=8), target, proxy).kv_heads == shrink(Full(), target, proxy).heads // 4
