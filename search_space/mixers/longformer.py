@@ -19,10 +19,7 @@ from search_space.state import KeyValue, append_ring, read_ring
 
 @dataclass(frozen=True, kw_only=True)
 class Longformer(MixerSpec):
-    """Longformer made causal: its global tokens are the first of the text, so that none comes late (that form is ours).
-
-    Of a single key head none is dilated.
-    """
+    """Longformer made causal (ours): its global tokens are the first of the text. Of a single key head none is dilated."""
 
     name: ClassVar[str] = "longformer"
     family: ClassVar[str] = "sparse"
