@@ -1,12 +1,14 @@
 """Options that several commands share, and the configuration they add up to."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search_space.layout import Layout
 from search_space.quantity import read_count
+
+if TYPE_CHECKING:
+    from search_space.layout import Layout
 
 StudyOption = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Name of the study.")]
 StorageOption = Annotated[
@@ -54,7 +56,7 @@ def size(name: str, text: str | None) -> int | None:
         raise ValueError(f"--{name}: {error}") from None
 
 
-def star_block(text: str | None, layout: Layout) -> int:
+def star_block(text: str | None, layout: "Layout") -> int:
     """What --star gives, 0 where it was not given; raises ValueError where no layer would heed it."""
     block = size("star", text) or 0
     if block and not any(branch.mixer == "full" for layer in layout.layers for branch in layer.branches):
