@@ -41,7 +41,7 @@ def by_reference() -> Iterator[None]:
     """Every operator answers with its loop over time."""
     before = [(ops, vars(ops)["resolve"]) for ops in OPERATORS]
     for ops in OPERATORS:
-        vars(ops)["resolve"] = lambda backend, operator: "reference"  # noqa: ARG005
+        vars(ops)["resolve"] = lambda *_, **__: "reference"
     try:
         yield
     finally:

@@ -1,25 +1,115 @@
 """How a call of an operator chooses its implementation, and the type in which it does its arithmetic."""
 
+from collections.abc import Mapping
+from contextvars import ContextVar
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from kernels.configurations import find, widest
+
 Backend = Literal["auto", "reference", "chunked", "triton"]
-Implementation = Literal["reference", "chunked"]
+Implementation = Literal["reference", "chunked", "triton"]
+TARGET: ContextVar[str | None] = ContextVar("TARGET", default=None)
+"""The architecture that kernels are compiled for without being run; `launch.dry_run` sets it."""
+INTERPRETER = "interpreter"
+TRITON_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-def resolve(backend: Backend, operator: str) -> Implementation:
-    """The implementation that answers a call of `operator`; ValueError where none does."""
-    if backend == "triton":
-        raise ValueError(
-            f"{operator}: there is no Triton kernel yet for backend='triton'; use backend='auto'"
-        )
-    if backend in ("auto", "chunked"):
-        return "chunked"
+def resolve(
+    backend: Backend,
+    operator: str,
+    *tensors: Tensor | None,
+    widths: Mapping[str, int] | None = None,
+    kernel: str = "forward",
+    missing: str | None = None,
+) -> Implementation:
+    """The implementation that answers a call of `operator` on these tensors; ValueError where none does.
+
+    `auto` is Triton on a GPU where the table has a configuration for these widths, else the chunk form. `missing`
+    says, where it is so, what about this call no Triton kernel of the operator can do.
+    """
     if backend == "reference":
         return "reference"
-    raise ValueError(f"{operator}: backend={backend!r} is not one of auto, reference, chunked, triton")
+    if backend == "chunked" or (backend == "auto" and not _on_gpu(tensors)):
+        return "chunked"
+    if backend not in ("auto", "triton"):
+        raise ValueError(f"{operator}: backend={backend!r} is not one of auto, reference, chunked, triton")
+    reason = missing or why_not_triton(operator, tensors, widths or {}, kernel)
+    if reason is None:
+        return "triton"
+    if backend == "auto":
+        return "chunked"
+    raise ValueError(f"{operator}: {reason}; use backend='auto'")
+
+
+def why_not_triton(
+    operator: str, tensors: tuple[Tensor | None, ...], widths: Mapping[str, int], kernel: str = "forward"
+) -> str | None:
+    """Why no Triton kernel can answer a call of `operator` on these tensors; None where one can."""
+    operator = operator.removesuffix("_step")
+    given = [tensor for tensor in tensors if tensor is not None]
+    if widest(operator, kernel) is None:
+        return "there is no Triton kernel yet for backend='triton'"
+    if not has_triton():
+        return "backend='triton' needs the package triton, which is not installed here"
+    devices = {tensor.device for tensor in given}
+    if len(devices) > 1:
+        return f"the tensors lie on {sorted(map(str, devices))}, but must lie on one device"
+    for tensor in given:
+        if tensor.is_floating_point() and tensor.dtype not in TRITON_DTYPES:
+            return f"a tensor is {tensor.dtype}, but the Triton kernels take float32, float16 and bfloat16"
+    here = architecture(next(iter(devices), torch.device("cpu")))
+    if here is None:
+        return (
+            f"backend='triton' needs a GPU, not the device {next(iter(devices)).type!r} "
+            "(or TRITON_INTERPRET=1 set before the program starts, to try the kernels slowly on a CPU)"
+        )
+    if here == INTERPRETER and any(tensor.dtype == torch.bfloat16 for tensor in given):
+        return "Triton's interpreter computes wrongly in bfloat16, but rightly in float32 and float16"
+    sizes = tuple(widths.values())
+    if not any(find(operator, kernel, sizes, dtype, here) for dtype in TRITON_DTYPES.values()):
+        text = ", ".join(f"{name}={size}" for name, size in widths.items())
+        bound = ", ".join(
+            f"{name} ≤ {size}" for name, size in zip(widths, widest(operator, kernel) or (), strict=True)
+        )
+        return f"no configuration serves {text} on {here}, the table goes up to {bound}"
+    return None
+
+
+def architecture(device: torch.device) -> str | None:
+    """What a kernel launched there is compiled for: sm_90 and the like, or `interpreter`; None where it cannot run."""
+    target = TARGET.get()
+    if target is not None:
+        return target
+    if device.type == "cuda":
+        return f"sm_{''.join(map(str, torch.cuda.get_device_capability(device)))}"
+    return INTERPRETER if has_triton() and _interprets() else None
+
+
+def _on_gpu(tensors: tuple[Tensor | None, ...]) -> bool:
+    return any(tensor is not None and tensor.device.type == "cuda" for tensor in tensors)
+
+
+@lru_cache(maxsize=1)
+def has_triton() -> bool:
+    """Whether the package can be imported: it exists for Linux alone."""
+    return find_spec("triton") is not None
+
+
+@lru_cache(maxsize=1)
+def _interprets() -> bool:
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd would record a call with these tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def working_dtype(*tensors: Tensor | None) -> torch.dtype:

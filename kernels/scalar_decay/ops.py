@@ -13,7 +13,9 @@ from kernels.backend import (
     require_groups,
     require_shape,
     resolve,
+    wants_gradient,
 )
+from kernels.packing import by_document, require_documents
 from kernels.scalar_decay import chunked, reference
 
 
@@ -24,6 +26,7 @@ def scalar_decay(
     log_decay: Tensor | None,
     state: Tensor | None = None,
     *,
+    cu_seqlens: Tensor | None = None,
     chunk: int = 64,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -31,10 +34,10 @@ def scalar_decay(
 
     q, k [B, T, G, K], where head h reads group h·G//H; v [B, T, H, V]; log_decay [B, T, H] ≤ 0, None for no
     decay; state [B, H, K, V], None for zeros. Returns o [B, T, H, V] in v's dtype and the last state in
-    float32, or in float64 where an input is float64.
+    float32, or in float64 where an input is float64. cu_seqlens [N + 1] packs N documents in one row, each with its
+    own state [N, H, K, V]. `chunk` is the chunk form's; Triton's chunks come from its table.
     """
     name = "scalar_decay"
-    implementation = resolve(backend, name)
     require_chunk(name, chunk)
     require_axes(name, "k", k, "[B, T, G, K]")
     require_axes(name, "v", v, "[B, T, H, V]")
@@ -45,8 +48,20 @@ def scalar_decay(
     require_shape(name, "v", v, (batch, time, heads, value), "[B, T, H, V]")
     if log_decay is not None:
         require_shape(name, "log_decay", log_decay, (batch, time, heads), "[B, T, H]")
+    documents = require_documents(name, cu_seqlens, batch, time)
     if state is not None:
-        require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
+        require_shape(name, "state", state, (documents, heads, key, value), "[B, H, K, V]")
+    implementation = resolve(backend, name, q, k, v, log_decay, state, widths={"K": key, "V": value})
+    if implementation == "triton":
+        from kernels.scalar_decay import triton
+
+        return triton.scalar_decay(q, k, v, log_decay, state, cu_seqlens)
+    if cu_seqlens is not None:
+
+        def run(*own: Tensor) -> tuple[Tensor, Tensor]:
+            return scalar_decay(*own, chunk=chunk, backend=implementation)
+
+        return by_document(run, (q, k, v, log_decay), state, cu_seqlens)
     if implementation == "chunked":
         output, last = chunked.scalar_decay(q, k, v, log_decay, state, chunk)
         if not is_poisoned(output):
@@ -65,10 +80,10 @@ def scalar_decay_step(
 ) -> tuple[Tensor, Tensor]:
     """One token: q, k [B, G, K], v [B, H, V], log_decay [B, H] or None, state [B, H, K, V] → o [B, H, V], state.
 
-    There is one PyTorch form of a single token, so `reference` and `chunked` are the same here.
+    There is one PyTorch form of a single token, so `reference` and `chunked` are the same here; it also answers where
+    a gradient is asked for.
     """
     name = "scalar_decay_step"
-    resolve(backend, name)
     require_axes(name, "k", k, "[B, G, K]")
     require_axes(name, "v", v, "[B, H, V]")
     batch, groups, key = k.shape
@@ -79,4 +94,10 @@ def scalar_decay_step(
     if log_decay is not None:
         require_shape(name, "log_decay", log_decay, (batch, heads), "[B, H]")
     require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
+    tensors = (q, k, v, log_decay, state)
+    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, kernel="step")
+    if implementation == "triton" and not wants_gradient(*tensors):
+        from kernels.scalar_decay import triton
+
+        return triton.step(q, k, v, log_decay, state)
     return reference.step(q, k, v, log_decay, state)

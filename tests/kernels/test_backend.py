@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import kernels.backend
 from kernels.backend import is_poisoned, resolve, working_dtype
 
 
@@ -17,9 +18,41 @@ def test_backends_resolve():
     assert resolve("reference", "op") == "reference"
 
 
-def test_triton_is_answered_with_the_way_out():
+def test_an_operator_without_a_kernel_says_so():
     with pytest.raises(ValueError, match=r"op: there is no Triton kernel yet .*backend='auto'"):
         resolve("triton", "op")
+
+
+def test_triton_without_gpu_or_interpreter_says_so(monkeypatch):
+    monkeypatch.setattr(kernels.backend, "_interprets", lambda: False)
+    with pytest.raises(
+        ValueError, match=r"needs a GPU, not the device 'cpu' .*TRITON_INTERPRET=1.*backend='auto'"
+    ):
+        resolve("triton", "scalar_decay", torch.ones(1), widths={"K": 16, "V": 16})
+
+
+def test_triton_without_the_package_says_so(monkeypatch):
+    monkeypatch.setattr(kernels.backend, "has_triton", lambda: False)
+    with pytest.raises(ValueError, match="needs the package triton"):
+        resolve("triton", "scalar_decay", torch.ones(1), widths={"K": 16, "V": 16})
+
+
+def test_bfloat16_is_not_interpreted():
+    with pytest.raises(ValueError, match="interpreter computes wrongly in bfloat16"):
+        resolve("triton", "scalar_decay", torch.ones(1, dtype=torch.bfloat16), widths={"K": 16, "V": 16})
+
+
+def test_auto_takes_triton_on_a_gpu_it_has_configurations_for(monkeypatch):
+    """No GPU is needed: a tensor of the meta device stands in for one."""
+    x = torch.ones(1, device="meta")
+    monkeypatch.setattr(kernels.backend, "_on_gpu", lambda tensors: True)
+    monkeypatch.setattr(kernels.backend, "architecture", lambda device: "sm_90")
+    assert resolve("auto", "scalar_decay", x, widths={"K": 64, "V": 64}) == "triton"
+    assert resolve("auto", "scalar_decay", x, widths={"K": 64, "V": 64}, missing="why not") == "chunked"
+    assert resolve("auto", "scalar_decay", x, widths={"K": 4096, "V": 64}) == "chunked"
+    assert resolve("auto", "scalar_decay", x.double(), widths={"K": 64, "V": 64}) == "chunked"
+    assert resolve("auto", "op", x) == "chunked"
+    assert resolve("chunked", "scalar_decay", x, widths={"K": 64, "V": 64}) == "chunked"
 
 
 def test_unknown_backend_is_named():

@@ -279,10 +279,10 @@ def test_wrong_settings_are_named():
     inputs = draw(5)
     with pytest.raises(ValueError, match="chunk=-1 must be at least 1"):
         scalar_decay(*inputs.values(), chunk=-1)
-    with pytest.raises(ValueError, match="scalar_decay: there is no Triton kernel yet"):
-        scalar_decay(*inputs.values(), backend="triton")
+    with pytest.raises(ValueError, match=r"scalar_decay: backend='cuda' is not one of auto"):
+        scalar_decay(*inputs.values(), backend="cuda")
     state = inputs.pop("state")
-    with pytest.raises(ValueError, match="scalar_decay_step: there is no Triton kernel yet"):
-        scalar_decay_step(*(x[:, 0] for x in inputs.values()), state, backend="triton")
+    with pytest.raises(ValueError, match=r"scalar_decay_step: backend='cuda' is not one of auto"):
+        scalar_decay_step(*(x[:, 0] for x in inputs.values()), state, backend="cuda")
     with pytest.raises(ValueError, match="scalar_decay_step: state has shape"):
         scalar_decay_step(*(x[:, 0] for x in inputs.values()), state.mT)

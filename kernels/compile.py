@@ -1,0 +1,145 @@
+"""Compile every configuration of the table for an architecture, without a GPU, and tell what it takes of one.
+
+`python -m kernels.compile --architecture sm_90 [--operator NAME]` prints one line of JSON a kernel: shared memory,
+registers and bytes spilled. Must run without TRITON_INTERPRET.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.backend import TRITON_DTYPES
+from kernels.configurations import ANY, table
+from kernels.launch import Compiled, dry_run
+from kernels.probe import Probe, Sizes, cast
+from kernels.probes import PROBES
+
+ARCHITECTURES = ("sm_80", "sm_90")
+SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
+"""What one block may take of an A100 and of an H100 (CUDA C++ programming guide, technical specifications)."""
+DTYPES = {name: dtype for dtype, name in TRITON_DTYPES.items()}
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What one compiled kernel takes of a GPU."""
+
+    operator: str
+    kernel: str
+    architecture: str
+    dtype: str
+    widths: tuple[int, ...]
+    num_warps: int
+    shared_bytes: int
+    registers: int
+    spilled_bytes: int
+
+
+def footprints(operator: str, architecture: str, dtypes: Sequence[str]) -> list[Footprint]:
+    """Every kernel of an operator, compiled in every type at the widths of every row that serves it."""
+    seen: dict[str, Footprint] = {}
+    with dry_run(architecture) as compiled:
+        for probe, sizes, dtype in _calls(operator, architecture, dtypes):
+            _exercise(probe, sizes, DTYPES[dtype])
+            for one in compiled:
+                if one.binary.hash not in seen:
+                    seen[one.binary.hash] = _footprint(one)
+            compiled.clear()
+    return list(seen.values())
+
+
+def _calls(operator: str, architecture: str, dtypes: Sequence[str]) -> Iterator[tuple[Probe, Sizes, str]]:
+    bounds = sorted(
+        {(row.widths, row.dtype) for row in table(operator) if row.architecture in (ANY, architecture)}
+    )
+    for probe in PROBES:
+        if probe.operator != operator:
+            continue
+        for widths, dtype in bounds:
+            for own in dtypes if dtype == ANY else (dtype,):
+                yield probe, _fitting(probe, widths), own
+
+
+def _fitting(probe: Probe, widths: tuple[int, ...]) -> Sizes:
+    """The sizes at which a probe's widths are these, found among the powers of two and their neighbours."""
+    options = sorted({*widths, 16, 32, 64, 128, 256})
+    for key in options:
+        for value in options:
+            sizes = Sizes(time=64, key=key, value=value)
+            if probe.widths(sizes) == widths:
+                return sizes
+    raise ValueError(f"{probe.id}: no sizes have the widths {widths}; mend the probe's `widths` or the row")
+
+
+def _exercise(probe: Probe, sizes: Sizes, dtype: torch.dtype) -> None:
+    """Forward, backward and step of a probe."""
+    drawn = cast(probe, probe.draw(sizes, torch.Generator().manual_seed(0)), dtype)
+    inputs = {name: x.requires_grad_() if x.is_floating_point() else x for name, x in drawn.items()}
+    outputs = probe.call("triton", inputs)
+    if probe.backward:
+        asked = [x for x in outputs if x.requires_grad]
+        leaves = [x for x in inputs.values() if x.requires_grad]
+        torch.autograd.grad(asked, leaves, [torch.zeros_like(x) for x in asked], allow_unused=True)
+    if probe.step is not None:
+        with torch.no_grad():
+            probe.step("triton", {name: _token(probe, name, x) for name, x in inputs.items()})
+
+
+def _token(probe: Probe, name: str, x: Tensor) -> Tensor:
+    return x.detach()[:, 0].contiguous() if name in probe.timed else x.detach()
+
+
+def _footprint(one: Compiled) -> Footprint:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(one.binary.asm["cubin"])
+        file.flush()
+        text = subprocess.run(
+            [str(TOOL), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", text)}
+    return Footprint(
+        operator=one.operator,
+        kernel=one.configuration.kernel,
+        architecture=one.architecture,
+        dtype=one.dtype,
+        widths=one.configuration.widths,
+        num_warps=one.configuration.num_warps,
+        shared_bytes=one.binary.metadata.shared,
+        registers=found["REG"],
+        spilled_bytes=found["STACK"],
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print one line of JSON for every kernel."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--architecture", action="append", choices=ARCHITECTURES)
+    parser.add_argument("--operator", action="append", help="all of them if left out")
+    parser.add_argument("--dtype", action="append", choices=sorted(DTYPES), help="bfloat16 if left out")
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args(arguments)
+    operators = options.operator or sorted({probe.operator for probe in PROBES})
+    jobs = [(name, place) for name in operators for place in options.architecture or ARCHITECTURES]
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(footprints, *job, options.dtype or ["bfloat16"]) for job in jobs]
+        for future in futures:
+            for footprint in future.result():
+                print(json.dumps(asdict(footprint)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

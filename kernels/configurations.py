@@ -1,0 +1,110 @@
+"""How each Triton kernel is launched: a table as data, one file an operator, looked up by widths, type and architecture.
+
+Letters: K key, V value and whatever else an operator calls its widths. Never by T or B, so that a kernel rounds
+alike at every length, and nothing is tuned while a trial runs.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ANY = "any"
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """One row: for widths up to these, in this type on this architecture (or any), so many warps, stages and block sizes.
+
+    Raises:
+        ValueError: a number is no power of two where it must be, or not positive.
+    """
+
+    kernel: str
+    widths: tuple[int, ...]
+    num_warps: int
+    num_stages: int
+    blocks: Mapping[str, int]
+    dtype: str = ANY
+    architecture: str = ANY
+
+    def __post_init__(self) -> None:
+        for name, number in (("num_warps", self.num_warps), *self.blocks.items()):
+            if number < 1 or number & (number - 1):
+                raise ValueError(
+                    f"{self.kernel}: {name}={number} is not valid; it must be a power of two, at least 1"
+                )
+        if self.num_stages < 1:
+            raise ValueError(f"{self.kernel}: num_stages={self.num_stages} must be at least 1")
+
+    def serves(self, kernel: str, widths: Sequence[int], dtype: str, architecture: str) -> bool:
+        """Whether this row may be used for such a call."""
+        return (
+            self.kernel == kernel
+            and len(widths) == len(self.widths)
+            and all(width <= bound for width, bound in zip(widths, self.widths, strict=True))
+            and self.dtype in (ANY, dtype)
+            and self.architecture in (ANY, architecture)
+        )
+
+    def json(self) -> dict[str, Any]:
+        """The row as it stands in a file."""
+        return {
+            "kernel": self.kernel,
+            "architecture": self.architecture,
+            "dtype": self.dtype,
+            "widths": list(self.widths),
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "blocks": dict(self.blocks),
+        }
+
+
+def path_of(operator: str) -> Path:
+    """The file that holds an operator's rows."""
+    return FOLDER / operator / "configurations.json"
+
+
+def read(path: Path) -> tuple[Configuration, ...]:
+    """The rows of a file; ValueError where it is not such a table."""
+    try:
+        rows = json.loads(path.read_text())
+        return tuple(
+            Configuration(**{**row, "widths": tuple(row["widths"]), "blocks": dict(row["blocks"])})
+            for row in rows
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a table of configurations: {error}; run `nas tune` anew") from None
+
+
+def write(path: Path, rows: Iterable[Configuration]) -> None:
+    """Write rows in a stable order, one a line."""
+    ordered = sorted(rows, key=lambda row: (row.kernel, row.architecture, row.dtype, row.widths))
+    lines = ",\n".join("  " + json.dumps(row.json()) for row in ordered)
+    path.write_text(f"[\n{lines}\n]\n")
+    table.cache_clear()
+
+
+@cache
+def table(operator: str) -> tuple[Configuration, ...]:
+    """An operator's rows; none where it has no Triton kernel."""
+    path = path_of(operator)
+    return read(path) if path.exists() else ()
+
+
+@cache
+def find(
+    operator: str, kernel: str, widths: tuple[int, ...], dtype: str, architecture: str
+) -> Configuration | None:
+    """The row that fits closest: of this architecture and type before any, then of the least widths."""
+    fitting = [row for row in table(operator) if row.serves(kernel, widths, dtype, architecture)]
+    return min(fitting, key=lambda row: (row.architecture == ANY, row.dtype == ANY, row.widths), default=None)
+
+
+def widest(operator: str, kernel: str) -> tuple[int, ...] | None:
+    """The largest widths that any row of a kernel serves; None where it has no row."""
+    rows = [row.widths for row in table(operator) if row.kernel == kernel]
+    return tuple(max(column) for column in zip(*rows, strict=True)) if rows else None

@@ -1,0 +1,90 @@
+"""What it takes to try an operator: inputs of a given size, the call, and what is known of both.
+
+The tests, the tuner, the compiler's check and the GPU benchmark all ask the same probes, listed in `kernels.probes`.
+
+Letters: B batch, T time, H heads, G groups that share k and v, K key, V value.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from kernels.backend import Backend
+
+Inputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large the drawn inputs are; an operator without heads takes H·V channels."""
+
+    batch: int = 1
+    time: int = 75
+    heads: int = 2
+    groups: int = 1
+    key: int = 16
+    value: int = 24
+
+
+Draw = Callable[[Sizes, Generator], dict[str, Tensor]]
+Call = Callable[[Backend, Inputs], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One way of calling an operator, with all that a check of it needs to know.
+
+    `draw` gives the inputs in float32 on the CPU (or whole numbers, which carry no gradient); `call` hands them to the
+    operator by name. Of the inputs `wide` stay in float32 whatever the type of the others, `timed` have their time on
+    axis 1, and `carried` maps a state's input to the place of its successor among the outputs. `step` takes the inputs
+    of one token, `timed` ones without their axis of time; `packed` takes cu_seqlens besides.
+    """
+
+    operator: str
+    name: str
+    draw: Draw
+    call: Call
+    widths: Callable[[Sizes], tuple[int, ...]]
+    """The sizes that the operator's table of configurations goes by."""
+    wide: tuple[str, ...] = ()
+    timed: tuple[str, ...] = ()
+    carried: Mapping[str, int] = field(default_factory=dict)
+    step: Call | None = None
+    packed: Callable[[Backend, Inputs, Tensor], tuple[Tensor, ...]] | None = None
+    backward: bool = True
+    loose: tuple[str, ...] = ()
+    """Gates and strengths, whose gradients are sums of many terms and are held to .02 in half precision, not .008."""
+
+    @property
+    def id(self) -> str:
+        """operator: name."""
+        return f"{self.operator}: {self.name}"
+
+
+def cast(probe: Probe, inputs: Inputs, dtype: torch.dtype, device: torch.device | str = "cpu") -> Inputs:
+    """The inputs on a device, in a type: but for the wide ones and whole numbers."""
+    return {
+        name: x.to(device=device, dtype=x.dtype if name in probe.wide or not x.is_floating_point() else dtype)
+        for name, x in inputs.items()
+    }
+
+
+def normal(generator: Generator, *shape: int) -> Tensor:
+    """Numbers of a normal distribution."""
+    return torch.randn(shape, generator=generator)
+
+
+def gates(generator: Generator, *shape: int, hardest: float = -0.2) -> Tensor:
+    """Log-decays, uniform between `hardest` and 0."""
+    return hardest * torch.rand(shape, generator=generator)
+
+
+def some_hard(generator: Generator, *shape: int) -> Tensor:
+    """Log-decays of which three in ten are -50, the rest mild, and the first in every row 0."""
+    mild = gates(generator, *shape, hardest=-0.05)
+    hard = torch.rand(shape, generator=generator) < 0.3
+    mixed = mild.masked_fill(hard, -50.0)
+    mixed[:, 0] = 0.0
+    return mixed

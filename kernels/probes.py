@@ -1,0 +1,11 @@
+"""The open list of probes: every way in which the Triton kernels are tried."""
+
+from kernels.probe import Probe
+from kernels.scalar_decay.probe import PROBES as SCALAR_DECAY
+
+PROBES: tuple[Probe, ...] = (*SCALAR_DECAY,)
+
+
+def probes_of(operator: str) -> tuple[Probe, ...]:
+    """All probes of one operator."""
+    return tuple(probe for probe in PROBES if probe.operator == operator)

@@ -1,0 +1,37 @@
+"""Every shipped configuration is compiled for two architectures, fits their shared memory and spills nothing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kernels.compile import ARCHITECTURES, SHARED_BYTES
+from kernels.configurations import table
+from kernels.probes import PROBES
+
+OPERATORS = sorted({probe.operator for probe in PROBES})
+SPILLS: dict[tuple[str, str, str], tuple[int, str]] = {}
+"""(operator, kernel, type) → bytes that it may spill, and why."""
+
+
+def compiled(operator, *options):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "kernels.compile", "--operator", operator, *options]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_configuration_fits(operator, architecture):
+    # Half precision is what training uses; float32 is compiled once, for the newer architecture.
+    dtypes = ("bfloat16",) if architecture == "sm_80" else ("bfloat16", "float32")
+    rows = compiled(operator, "--architecture", architecture, *(f"--dtype={dtype}" for dtype in dtypes))
+    for row in rows:
+        assert row["shared_bytes"] <= SHARED_BYTES[architecture], row
+        allowed, _ = SPILLS.get((operator, row["kernel"], row["dtype"]), (0, ""))
+        assert row["spilled_bytes"] <= allowed, row
+    assert {row["kernel"] for row in rows} == {row.kernel for row in table(operator)}

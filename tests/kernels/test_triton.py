@@ -1,0 +1,206 @@
+"""What every Triton kernel owes, asked of every probe: in the interpreter where there is no GPU."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels.configurations import table
+from kernels.probe import Sizes, cast
+from kernels.probes import PROBES, probes_of
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Around a chunk of 64 and of 16 tokens, odd lengths, several chunks; widths that are and are not powers of two.
+SHAPES = (
+    Sizes(time=1, key=16, value=32),
+    Sizes(time=17, key=12, value=20, batch=2),
+    Sizes(time=63, key=32, value=16),
+    Sizes(time=64, key=16, value=64, groups=2),
+    Sizes(time=65, key=60, value=24),
+    Sizes(time=130, key=16, value=16),
+)
+HALF_SHAPES = (Sizes(time=75, key=32, value=64), Sizes(time=130, key=16, value=16, groups=2))
+WIDE_SHAPES = (Sizes(time=20, key=128, value=100, heads=1), Sizes(time=20, key=100, value=128, heads=1))
+HALF_BOUNDS = {"output": 5e-3, "gradient": 8e-3, "loose": 2e-2}
+every_probe = pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.id)
+
+
+def draw(probe, sizes, dtype=torch.float32, seed=0):
+    return cast(probe, probe.draw(sizes, torch.Generator().manual_seed(seed)), dtype, DEVICE)
+
+
+def run(probe, backend, inputs, call=None, dtype=None):
+    """Outputs, and the gradients of all inputs for arbitrary cotangents, by name."""
+    leaves = {
+        name: x.detach().to(dtype or x.dtype).requires_grad_(probe.backward) if x.is_floating_point() else x
+        for name, x in inputs.items()
+    }
+    outputs = (call or probe.call)(backend, leaves)
+    results = {f"output {i}": x.detach() for i, x in enumerate(outputs)}
+    if probe.backward:
+        asked = [x for x in outputs if x.requires_grad]
+        draws = torch.Generator().manual_seed(7)
+        cotangents = [torch.randn(x.shape, generator=draws).to(x) for x in asked]
+        named = {name: x for name, x in leaves.items() if x.requires_grad}
+        gradients = torch.autograd.grad(asked, list(named.values()), cotangents, allow_unused=True)
+        for (name, x), gradient in zip(named.items(), gradients, strict=True):
+            results[f"gradient of {name}"] = torch.zeros_like(x) if gradient is None else gradient
+    return results
+
+
+def compare(probe, actual, expected, bounds, near):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        kind = "output" if name.startswith("output") else "gradient"
+        if name.removeprefix("gradient of ") in probe.loose:
+            kind = "loose"
+        if value.dtype in (torch.int32, torch.int64, torch.bool):
+            assert torch.equal(actual[name], value), f"{probe.id}: {name}"
+        else:
+            near(actual[name], value, bounds[kind], floor=1e-4, name=f"{probe.id}: {name}")
+
+
+EXACT = dict.fromkeys(("output", "gradient", "loose"), 1e-5)
+
+
+@every_probe
+@pytest.mark.parametrize("sizes", [*SHAPES, *WIDE_SHAPES], ids=str)
+def test_float32_equals_the_reference(probe, sizes, near):
+    inputs = draw(probe, sizes)
+    expected = run(probe, "reference", inputs, dtype=torch.float64)
+    compare(probe, run(probe, "triton", inputs), expected, EXACT, near)
+
+
+@every_probe
+@pytest.mark.parametrize("sizes", HALF_SHAPES, ids=str)
+def test_float16_equals_the_reference(probe, sizes, near):
+    inputs = draw(probe, sizes, torch.float16)
+    expected = run(probe, "reference", inputs, dtype=torch.float64)
+    actual = run(probe, "triton", inputs)
+    for name, x in inputs.items():
+        if probe.backward and x.is_floating_point():
+            assert actual[f"gradient of {name}"].dtype == x.dtype
+    compare(probe, actual, expected, HALF_BOUNDS, near)
+
+
+@every_probe
+def test_two_runs_agree_to_the_bit(probe):
+    inputs = draw(probe, Sizes(time=70, key=16, value=70, batch=2, heads=4, groups=2))
+    first, second = run(probe, "triton", inputs), run(probe, "triton", inputs)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@every_probe
+def test_strided_inputs(probe):
+    inputs = draw(probe, Sizes(time=33))
+    strided = {name: torch.stack([x, torch.full_like(x, 99)], dim=-1)[..., 0] for name, x in inputs.items()}
+    assert not all(x.is_contiguous() for x in strided.values())
+    expected = run(probe, "triton", inputs)
+    for name, value in run(probe, "triton", strided).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@every_probe
+@pytest.mark.parametrize("cut", [1, 64, 70])
+def test_cut_anywhere(probe, cut, near):
+    if not probe.carried:
+        pytest.skip("carries no state")
+    inputs = draw(probe, Sizes(time=75))
+    whole = probe.call("reference", inputs)
+    part, outputs = dict(inputs), []
+    for span in (slice(None, cut), slice(cut, None)):
+        part.update({name: inputs[name][:, span] for name in probe.timed if name in inputs})
+        results = probe.call("triton", part)
+        outputs.append(results[0])
+        part.update({name: results[place] for name, place in probe.carried.items()})
+    near(torch.cat(outputs, 1), whole[0])
+    for name, place in probe.carried.items():
+        near(part[name].float(), whole[place].float(), name=name)
+
+
+@every_probe
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_step_equals_the_reference(probe, dtype, near):
+    if probe.step is None:
+        pytest.skip("has no step")
+    for sizes in (
+        Sizes(batch=2, time=1, key=12, value=70),
+        Sizes(time=1, heads=4, groups=2, key=32, value=16),
+    ):
+        inputs = {
+            name: x[:, 0] if name in probe.timed else x for name, x in draw(probe, sizes, dtype).items()
+        }
+        with torch.no_grad():
+            expected = probe.step(
+                "reference", {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
+            )
+            actual = probe.step("triton", inputs)
+        for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
+            near(a, b, 1e-5 if dtype == torch.float32 else 5e-3, floor=1e-4, name=f"output {i}")
+
+
+@every_probe
+def test_packed_documents(probe, near):
+    """Packed they are what they are apart, and one that changes leaves the others as they were, to the bit."""
+    if probe.packed is None:
+        pytest.skip("packs no documents")
+    lengths = (5, 64, 1, 33)
+    drawn = [draw(probe, Sizes(time=length), seed=length) for length in lengths]
+    packed = {
+        name: torch.cat([one[name] for one in drawn], dim=1 if name in probe.timed else 0)
+        if name in probe.timed or name in probe.carried
+        else drawn[0][name]
+        for name in drawn[0]
+    }
+    for one in drawn:
+        one.update({name: drawn[0][name] for name in one if name not in (*probe.timed, *probe.carried)})
+    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], device=DEVICE)
+
+    def call(backend, inputs):
+        return probe.packed(backend, inputs, cu_seqlens)
+
+    together = run(probe, "triton", packed, call)
+    compare(probe, together, run(probe, "reference", packed, call, torch.float64), EXACT, near)
+    apart = [probe.call("reference", one) for one in drawn]
+    near(together["output 0"], torch.cat([outputs[0] for outputs in apart], 1))
+    changed = {name: x.clone() for name, x in packed.items()}
+    for name in probe.timed:
+        if name in changed and changed[name].is_floating_point():
+            changed[name][:, 5:69] *= 0.5
+    after = probe.packed("triton", changed, cu_seqlens)[0]
+    for span in (slice(None, 5), slice(69, None)):
+        assert torch.equal(after[:, span], together["output 0"][:, span])
+    assert not torch.equal(after, together["output 0"])
+
+
+@every_probe
+def test_what_it_cannot_do_is_named(probe):
+    with pytest.raises(ValueError, match=r"float64.*take float32, float16 and bfloat16"):
+        probe.call(
+            "triton",
+            draw(probe, Sizes(time=4), torch.float64)
+            | {name: x.double() for name, x in draw(probe, Sizes(time=4)).items() if x.is_floating_point()},
+        )
+
+
+@every_probe
+def test_too_wide_is_named(probe):
+    sizes = Sizes(time=2, key=2048, value=2048, heads=1)
+    if probe.widths(sizes) == probe.widths(replace(sizes, key=16, value=16)):
+        pytest.skip("takes any width")
+    with pytest.raises(
+        ValueError, match=r"no configuration serves .*2048.* the table goes up to .*backend='auto'"
+    ):
+        probe.call("triton", draw(probe, sizes))
+
+
+def test_every_table_has_a_probe_and_every_probe_a_table():
+    from pathlib import Path
+
+    folders = {path.parent.name for path in Path("kernels").glob("*/triton.py")}
+    assert folders == {probe.operator for probe in PROBES}
+    assert folders == {path.parent.name for path in Path("kernels").glob("*/configurations.json")}
+    for operator in folders:
+        assert probes_of(operator)
+        assert table(operator)
