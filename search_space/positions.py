@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from kernels.stacked import stackable
 from search_space.frame import Frame
 
 POSITIONS = ("rope", "alibi", "xpos", "none")
@@ -97,6 +98,13 @@ class _Turn(torch.autograd.Function):
         return (grads[0] * cos).addcmul_(_exchanged(grads[0], ctx.half), sin, value=-1.0), None, None, None
 
 
+@stackable(shared=("cos", "sin"))
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:
+    """x [B, T, H, K] turned, for one model or several stacked ones."""
+    turned: Tensor = _Turn.apply(x, cos, sin, half)  # type: ignore[no-untyped-call]
+    return turned
+
+
 def _exchanged(x: Tensor, half: int) -> Tensor:
     """x [..., K] whose first two halves have changed places."""
     return torch.cat([x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]], dim=-1)
@@ -142,8 +150,7 @@ class Positions:
         sin = torch.nn.functional.pad(torch.cat([-sin, sin], dim=-1), (0, rest))[:, None].to(x.dtype)
         if x.shape[-1] < SHORT_ROW:
             cos, sin = (part.expand(*x.shape[1:]).contiguous() for part in (cos, sin))
-        turned: Tensor = _Turn.apply(x, cos, sin, width // 2)  # type: ignore[no-untyped-call]
-        return turned
+        return _turned(x, cos, sin, width // 2)
 
     def width(self, x: Tensor) -> int:
         """How many of the head's widths turn."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kernels.softmax_attention.ops import softmax_attention
+from kernels.stacked import stackable
 
 
 def choose(scores: Tensor, count: int) -> Tensor:
@@ -19,7 +20,7 @@ def choose(scores: Tensor, count: int) -> Tensor:
     for _ in range(min(count, scores.shape[-1])):
         best, place = left.max(-1, keepdim=True)
         chosen.append(torch.where(best > -torch.inf, place, -1))
-        left.scatter_(-1, place, -torch.inf)
+        left = left.scatter(-1, place, torch.full_like(best, -torch.inf))
     return torch.cat(chosen, dim=-1)
 
 
@@ -40,6 +41,7 @@ def mean_chosen(context: int, block: int, count: int) -> float:
     return (inside + block * (others * block + rest * min(count - 1, whole))) / context
 
 
+@stackable()
 def attend_taken(q: Tensor, k: Tensor, v: Tensor, taken: Tensor, window: int) -> Tensor:
     """Causal attention of each group among the tokens that it takes: queries [B, T, G, R, K], keys and values [B, T, G, K].
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from search_space.frame import Frame
 from search_space.layout import Layout, from_json
 from trainers.loop import NotFinite, OutOfTime, Precision, Trained, Training, train
+from trainers.members import Member, train_members
 from trainers.model import ProxyModel
 from trainers.outcome import Measured, Outcome, Unfit
 from trainers.tasks.bytes import Bytes
@@ -85,19 +86,17 @@ def evaluate(job: Job) -> Outcome:
     with torch.random.fork_rng(devices=[]):
         for task_budget in job.budget.tasks:
             task = make_task(task_budget.name, job.budget.data, task_budget.pairs)
-            for learning_rate in task_budget.learning_rates:
-                try:
-                    run = _run(layout, job, task, task_budget, learning_rate, late)
-                except NotFinite as error:
+            try:
+                results = _runs(layout, job, task, task_budget, late)
+            except OutOfTime as error:
+                return Unfit(why=f"{task.name}: over its time limit of {job.time_limit_s:g} s, {error}")
+            except torch.OutOfMemoryError as error:
+                return Unfit(why=f"{task.name}: the device is out of memory: {str(error).splitlines()[0]}")
+            for learning_rate, run in zip(task_budget.learning_rates, results, strict=True):
+                if isinstance(run, NotFinite):
                     # Another learning rate may still do.
-                    diverged[task.name] = f"{task.name}, learning rate {learning_rate:g}: {error}"
+                    diverged[task.name] = f"{task.name}, learning rate {learning_rate:g}: {run}"
                     continue
-                except OutOfTime as error:
-                    return Unfit(why=f"{task.name}: over its time limit of {job.time_limit_s:g} s, {error}")
-                except torch.OutOfMemoryError as error:
-                    return Unfit(
-                        why=f"{task.name}: the device is out of memory: {str(error).splitlines()[0]}"
-                    )
                 steps, tokens = steps + task_budget.steps, tokens + run.trained.tokens
                 train_s += run.trained.train_s
                 best = runs.get(task.name)
@@ -139,16 +138,17 @@ def probe(job: Job, steps: int = 3) -> float:
             task = make_task(budget.name, job.budget.data, budget.pairs)
             few = replace(budget, steps=steps)
             for _ in range(2):
-                trained = _train(layout, job, task, few, budget.learning_rates[0], lambda: False)[1]
-            seconds += trained.train_s / steps * budget.steps * len(budget.learning_rates)
+                member = _member(layout, job, task, few, budget.learning_rates[0])
+                trained = _train([member], job, task, lambda: False)[0]
+                if isinstance(trained, NotFinite):
+                    raise trained
+                train_s = trained.train_s
+            seconds += train_s / steps * budget.steps * len(budget.learning_rates)
     return seconds
 
 
-def _train(
-    layout: Layout, job: Job, task: Task, budget: TaskBudget, learning_rate: float, late: Callable[[], bool]
-) -> tuple[ProxyModel, Trained]:
-    """A fresh proxy of the layout, trained."""
-    device = torch.device(job.device)
+def _member(layout: Layout, job: Job, task: Task, budget: TaskBudget, learning_rate: float) -> Member:
+    """A fresh proxy of the layout, with how it is to be trained."""
     # Every layout starts from the same seed, so that two of them differ by what they are and not by their luck.
     torch.manual_seed(job.seed)
     frame = Frame(
@@ -164,7 +164,7 @@ def _train(
         rotary_length=job.frame.rotary_length,
         max_length=task.longest(job.budget.length),
     )
-    model = ProxyModel(layout, frame, stem_taps=job.budget.stem_taps).to(device)
+    model = ProxyModel(layout, frame, stem_taps=job.budget.stem_taps).to(job.device)
     training = Training(
         steps=budget.steps,
         batch=budget.batch,
@@ -173,15 +173,49 @@ def _train(
         weight_decay=job.budget.weight_decay,
         precision=job.budget.precision,
     )
-    return model, train(model, task, training, seed=job.seed, device=device, out_of_time=late)
+    return Member(model=model, training=training, seed=job.seed, random_state=torch.get_rng_state())
 
 
-def _run(
-    layout: Layout, job: Job, task: Task, budget: TaskBudget, learning_rate: float, late: Callable[[], bool]
-) -> _TaskRun:
-    """Train, then score on held-out sequences."""
-    model, trained = _train(layout, job, task, budget, learning_rate, late)
+def _train(
+    members: Sequence[Member], job: Job, task: Task, late: Callable[[], bool]
+) -> list[Trained | NotFinite]:
+    """Train the members, stacked if they are several, or the device wants its steps in one piece."""
     device = torch.device(job.device)
+    if len(members) > 1 or device.type == "cuda":
+        return train_members(members, task, device=device, out_of_time=late)
+    (only,) = members
+    try:
+        trained = train(only.model, task, only.training, seed=only.seed, device=device, out_of_time=late)
+    except NotFinite as error:
+        return [error]
+    return [trained]
+
+
+def _runs(
+    layout: Layout, job: Job, task: Task, budget: TaskBudget, late: Callable[[], bool]
+) -> list[_TaskRun | NotFinite]:
+    """Train at every learning rate and score what was trained; memory that several need at once is no layout's fault."""
+
+    def members() -> list[Member]:
+        return [_member(layout, job, task, budget, rate) for rate in budget.learning_rates]
+
+    own = members()
+    try:
+        results = _train(own, job, task, late)
+    except torch.OutOfMemoryError:
+        if len(own) == 1:
+            raise
+        own = members()
+        results = [_train([member], job, task, late)[0] for member in own]
+    return [
+        trained if isinstance(trained, NotFinite) else _score(member, trained, job, task)
+        for member, trained in zip(own, results, strict=True)
+    ]
+
+
+def _score(member: Member, trained: Trained, job: Job, task: Task) -> _TaskRun | NotFinite:
+    """The score of a trained member on held-out sequences."""
+    model, device = member.model, torch.device(job.device)
     model.eval()
 
     def predict(tokens: Tensor, asked: Tensor) -> Tensor:
@@ -192,5 +226,5 @@ def _run(
     score = task.score(predict, job.budget.length)
     for name, value in score.metrics.items():
         if not math.isfinite(value):
-            raise NotFinite(f"{name} is {value} after step {budget.steps - 1}")
-    return _TaskRun(score=score, learning_rate=learning_rate, trained=trained)
+            return NotFinite(f"{name} is {value} after step {member.training.steps - 1}")
+    return _TaskRun(score=score, learning_rate=member.training.learning_rate, trained=trained)

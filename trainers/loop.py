@@ -55,6 +55,11 @@ class Trained:
     curve: tuple[tuple[int, float], ...]
     tokens: int
     train_s: float
+    """A member's share, where several were trained stacked."""
+    prepare_s: float = 0.0
+    """Before the first step, on a GPU: compiling kernels and capturing the step; not in `train_s`."""
+    stepping: str = "eager"
+    """`eager`, `replayed` as one graph a step, or why it could not be."""
 
 
 class NotFinite(Exception):
@@ -100,8 +105,7 @@ def train(
     for step in range(training.steps):
         batch = task.batch(training.batch, training.length, rng)
         tokens, targets = batch.tokens.to(device), batch.targets.to(device)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate_at(step, training)
+        set_learning_rate(optimiser, learning_rate_at(step, training))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
             loss = loss_of(model, tokens, targets)
         optimiser.zero_grad(set_to_none=True)
@@ -127,9 +131,20 @@ def train(
 
 def loss_of(model: ProxyModel, tokens: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy over the asked positions, which alone reach the head, and what the layers add to it."""
+    return loss_at(model, tokens, *places_of(targets))
+
+
+def places_of(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Where targets [B, T] ask something, as places [N] in their rows end to end, and what they want there [N]."""
+    flat = targets.flatten()
+    places = (flat != IGNORED).nonzero()[:, 0]
+    return places, flat[places]
+
+
+def loss_at(model: ProxyModel, tokens: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
+    """`loss_of` with its targets given as `places_of` tells them; IGNORED ones may fill the list up."""
     features, extra = model.read(tokens)
-    asked = targets != IGNORED
-    loss = F.cross_entropy(model.head(features[asked]).float(), targets[asked])
+    loss = F.cross_entropy(model.head(features.flatten(0, 1)[places]).float(), wanted, ignore_index=IGNORED)
     return loss + torch.stack(extra).sum() if extra else loss
 
 
@@ -152,12 +167,24 @@ def make_optimiser(model: nn.Module, training: Training, device: torch.device) -
         if name != "bias"
     }
     parameters = list(model.parameters())
+    on_gpu = device.type == "cuda"
     return torch.optim.AdamW(
         [
             {"params": [p for p in parameters if id(p) in decayed], "weight_decay": training.weight_decay},
             {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
         ],
-        lr=training.learning_rate,
+        # A graph reads the rate from the device's memory.
+        lr=torch.tensor(training.learning_rate, device=device) if on_gpu else training.learning_rate,
         betas=(0.9, 0.95),
         fused=device.type in ("cpu", "cuda"),
+        capturable=on_gpu,
     )
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of all groups, in place where a captured graph reads it."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.stacked import stackable
 from search_space.frame import Frame
 from search_space.parts import hidden_width
 from search_space.setting import choice
@@ -79,25 +80,35 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(experts, width, hidden).uniform_(-(hidden**-0.5), hidden**-0.5))
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """x [N, D], the experts chosen for each token and their weights [N, k] to [N, D].
+        """x [N, D], the experts chosen for each token and their weights [N, k] to [N, D]."""
+        return _through(x, chosen, weights, self.gate_up, self.down)
 
-        Tokens are sorted by expert, and each expert sees its own in one go; none is dropped, and an expert that nobody
-        chose is not touched.
-        """
-        k = chosen.shape[1]
-        order = chosen.flatten().argsort(stable=True)
-        counts = torch.bincount(chosen.flatten(), minlength=self.down.shape[0]).tolist()
-        parts = (x[order // k].split(counts), weights.to(x.dtype).flatten()[order, None].split(counts))
-        outputs = [
-            F.linear(_swiglu(F.linear(own, gate_up)) * weight, down)
-            for own, weight, gate_up, down in zip(
-                *parts, self.gate_up.unbind(), self.down.unbind(), strict=True
-            )
-            if own.shape[0]
-        ]
-        # Back by the inverse order rather than added up in place, so that the sum has one order on every device.
-        y: Tensor = torch.cat(outputs)[order.argsort()].unflatten(0, (-1, k)).sum(1)
-        return y
+
+@stackable(each=("gate_up", "down"))
+def _through(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """x [N, D] through the experts chosen for each token.
+
+    Tokens are sorted by expert, and each expert sees its own in one go; none is dropped, and an expert that nobody
+    chose is not touched.
+    """
+    k = chosen.shape[1]
+    order = chosen.flatten().argsort(stable=True)
+    counts = torch.bincount(chosen.flatten(), minlength=down.shape[0]).tolist()
+    parts = (x[order // k].split(counts), weights.to(x.dtype).flatten()[order, None].split(counts))
+    outputs = [
+        F.linear(_swiglu(F.linear(own, wide)) * weight, narrow)
+        for own, weight, wide, narrow in zip(*parts, gate_up.unbind(), down.unbind(), strict=True)
+        if own.shape[0]
+    ]
+    # Back by the inverse order rather than added up in place, so that the sum has one order on every device.
+    y: Tensor = torch.cat(outputs)[order.argsort()].unflatten(0, (-1, k)).sum(1)
+    return y
+
+
+@stackable(each=("chosen",))
+def _loads(chosen: Tensor, experts: int) -> Tensor:
+    """How many tokens [E] chose each expert."""
+    return torch.bincount(chosen.flatten(), minlength=experts).float()
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
@@ -111,7 +122,7 @@ def choose(scores: Tensor, k: int) -> Tensor:
     left, chosen = scores.detach().clone(), []
     for _ in range(k):
         best = left.argmax(-1, keepdim=True)
-        left.scatter_(-1, best, -torch.inf)
+        left = left.scatter(-1, best, torch.full_like(best, -torch.inf, dtype=left.dtype))
         chosen.append(best)
     return torch.cat(chosen, dim=-1)
 
@@ -163,7 +174,7 @@ class MoEChannel(Channel):
         flat = x.flatten(0, -2)
         logits, chosen, weights = self.route(flat)
         if self.training:
-            counts = torch.bincount(chosen.flatten(), minlength=self.spec.experts).float()
+            counts = _loads(chosen, self.spec.experts)
             if self.spec.router == "sigmoid":
                 self.load += counts
             elif self.spec.balance or self.spec.z_loss:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from kernels.stacked import stackable
 from search_space.frame import Frame
 from search_space.setting import choice
 from search_space.spec import CacheTensor, Cost, Mixer, MixerSpec, Reach
@@ -69,6 +69,25 @@ class LSTMState:
     cell: Tensor
 
 
+@stackable(each=("weight_in", "weight_back", "bias_in", "bias_back"))
+def _walk(
+    x: Tensor,
+    hidden: Tensor | None,
+    cell: Tensor | None,
+    weight_in: Tensor,
+    weight_back: Tensor,
+    bias_in: Tensor,
+    bias_back: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch's own LSTM over x [B, T, D] from hidden and cell [B, U], None for noughts: [B, T, U] and the last two."""
+    first = x.new_zeros(x.shape[0], weight_back.shape[1])
+    state = [(first if tensor is None else tensor)[None] for tensor in (hidden, cell)]
+    weights = [weight_in, weight_back, bias_in, bias_back]
+    read, last, end = torch.lstm(x, state, weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
+    # Copies: torch may hand out views of all the tokens' states.
+    return read, last[0].clone(), end[0].clone()
+
+
 class LSTMMixer(Mixer):
     """PyTorch's own LSTM, its arithmetic held in float32, and a projection back."""
 
@@ -92,14 +111,13 @@ class LSTMMixer(Mixer):
         return dict(self.lstm.named_parameters())
 
     def forward(self, x: Tensor, state: LSTMState | None = None) -> tuple[Tensor, Any]:
-        first = (state.hidden[None], state.cell[None]) if state else None
+        first = (state.hidden, state.cell) if state else (None, None)
         with torch.autocast(x.device.type, enabled=False):
             # A cell kept in fewer bits forgets, so the weights are widened where they are narrow.
-            wide = {name: weight.float() for name, weight in self.weights().items()}
-            hidden, (last, cell) = functional_call(self.lstm, wide, (x.float(), first))
+            wide = [weight.float() for weight in self.weights().values()]
+            hidden, last, cell = _walk(x.float(), *first, *wide)
         y = self.out(hidden.to(x.dtype))
-        # Copies: torch may hand out views of all the tokens' states.
-        return y, replace(state, hidden=last[0].clone(), cell=cell[0].clone()) if state else None
+        return y, replace(state, hidden=last, cell=cell) if state else None
 
     def step(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
         # By hand: one token reads the weights once, in their own type.

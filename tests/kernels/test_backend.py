@@ -45,8 +45,8 @@ def test_bfloat16_is_not_interpreted():
 def test_auto_takes_triton_on_a_gpu_it_has_configurations_for(monkeypatch):
     """No GPU is needed: a tensor of the meta device stands in for one."""
     x = torch.ones(1, device="meta")
-    monkeypatch.setattr(kernels.backend, "_on_gpu", lambda tensors: True)
-    monkeypatch.setattr(kernels.backend, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(kernels.backend, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(kernels.backend, "architecture", lambda _: "sm_90")
     assert resolve("auto", "scalar_decay", x, widths={"K": 64, "V": 64}) == "triton"
     assert resolve("auto", "scalar_decay", x, widths={"K": 64, "V": 64}, missing="why not") == "chunked"
     assert resolve("auto", "scalar_decay", x, widths={"K": 4096, "V": 64}) == "chunked"

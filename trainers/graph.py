@@ -1,0 +1,105 @@
+"""One graph a step: on a GPU the whole training step is captured once and replayed, so that nothing waits for Python.
+
+Forward, backward, clipping and optimiser are some hundreds of launches for a proxy of a few layers, and each costs
+the processor more time than the device. A graph replays them all at one stroke, on static memory and static shapes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from trainers.tasks.task import IGNORED
+
+Drawn = tuple[Tensor, Tensor, Tensor]
+"""Tokens [B, T], places [N] and wanted [N] that all members share, or one of each for every member [M, …]."""
+Run = Callable[[Drawn], Tensor]
+WARM_UPS = 3
+"""Runs before a capture, in which kernels are compiled and libraries choose their algorithms."""
+
+
+class Step(Protocol):
+    """A training step as a fixed list of operations."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+
+    @property
+    def optimisers(self) -> Sequence[torch.optim.Optimizer]:
+        """Whose states it moves."""
+
+    def gradients(self, batch: Drawn) -> Tensor:
+        """Its first half, which leaves the parameters as they are."""
+
+    def __call__(self, batch: Drawn) -> Tensor:
+        """The whole step."""
+
+
+def prepare(step: Step, example: Drawn) -> tuple[Run, str]:
+    """The step as it is to be run, and how: `replayed` on a GPU that can capture it, else `eager`, with the reason.
+
+    No parameter moves; every optimiser's state is as it was.
+    """
+    if step.device.type != "cuda":
+        return step, "eager"
+    for _ in range(WARM_UPS):
+        step.gradients(example)
+    try:
+        return _Captured(step, example), "replayed"
+    except RuntimeError as error:
+        # A layout whose operations ask the device for numbers, such as the loads of experts, cannot be captured.
+        torch.cuda.synchronize(step.device)
+        return step, f"eager: {str(error).splitlines()[0]}"
+
+
+class _Captured:
+    """A captured step with its own memory for the batch and for what it returns."""
+
+    def __init__(self, step: Step, example: Drawn) -> None:
+        self.step = step
+        self.inputs = (example[0].clone(), example[1].clone(), example[2].clone())
+        stream = torch.cuda.Stream(step.device)
+        stream.wait_stream(torch.cuda.current_stream(step.device))
+        with torch.cuda.stream(stream):
+            _make_states(step.optimisers)
+        torch.cuda.current_stream(step.device).wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = step(self.inputs)
+
+    def __call__(self, batch: Drawn) -> Tensor:
+        fitted = fit(batch, self.inputs)
+        if fitted is None:
+            return self.step(batch)
+        for own, new in zip(self.inputs, fitted, strict=True):
+            own.copy_(new)
+        self.graph.replay()
+        return self.result
+
+
+def fit(batch: Drawn, like: Drawn) -> Drawn | None:
+    """The batch with its list of asked places filled up to the static length; None where it is of another shape."""
+    tokens, places, wanted = batch
+    missing = like[1].shape[-1] - places.shape[-1]
+    if tokens.shape != like[0].shape or missing < 0:
+        return None
+    return tokens, pad(places, (0, missing)), pad(wanted, (0, missing), value=IGNORED)
+
+
+def _make_states(optimisers: Sequence[torch.optim.Optimizer]) -> None:
+    """Bring optimisers that never stepped to hold their states: a step at rate nought, and its traces wiped out."""
+    for optimiser in optimisers:
+        if optimiser.state:
+            continue
+        rates = [group["lr"].clone() for group in optimiser.param_groups]
+        for group in optimiser.param_groups:
+            group["lr"].fill_(0.0)
+        optimiser.step()
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"].copy_(rate)
+        for state in optimiser.state.values():
+            for value in state.values():
+                value.zero_()

@@ -1,0 +1,246 @@
+"""Several models of one layout trained as one: learning rates and seeds side by side in every operation.
+
+A proxy is too small to fill a device, and its many small operations cost more to start than to do. The members'
+parameters are stacked on a leading axis and the model is run once for all under `torch.func.vmap`; every member keeps
+its own optimiser, clipping and learning rate, so that it is trained as it would be alone, within rounding.
+The idea is HFTA's, arXiv:2102.02344.
+
+Letters: M members, B batch, T time, N asked positions.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.functional import pad
+
+from trainers.graph import Drawn, prepare
+from trainers.loop import (
+    CURVE_POINTS,
+    NotFinite,
+    OutOfTime,
+    Trained,
+    Training,
+    learning_rate_at,
+    loss_at,
+    make_optimiser,
+    places_of,
+    set_learning_rate,
+    use_bfloat16,
+)
+from trainers.model import ProxyModel
+from trainers.tasks.task import IGNORED, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One run of a stack: a model of its own with the state of the random numbers after it was built."""
+
+    model: ProxyModel
+    training: Training
+    seed: int
+    """Of its batches; members of one seed share them."""
+    random_state: Tensor
+
+
+class _Loss(nn.Module):
+    """The model and its loss as one module, since vmap wants one function of parameters and inputs."""
+
+    def __init__(self, model: ProxyModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
+        return loss_at(self.model, tokens, places, wanted)
+
+
+class Stack:
+    """The members' parameters and buffers on a leading axis; each model's own become views of it."""
+
+    def __init__(self, models: Sequence[ProxyModel]) -> None:
+        self.models = list(models)
+        self.loss = _Loss(self.models[0])
+        holders = [_Loss(model) for model in models]
+        self.own = _columns([dict(holder.named_parameters()) for holder in holders])
+        self.parameters = {name: _share(tensors).requires_grad_() for name, tensors in self.own.items()}
+        columns = _columns([dict(holder.named_buffers()) for holder in holders])
+        self.buffers = {name: _share(tensors) for name, tensors in columns.items()}
+
+    def losses(self, tokens: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
+        """One loss for each member [M]: of tokens [B, T], places and wanted [N] that all share, or of [M, …] each."""
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], *batch: Tensor) -> Tensor:
+            loss: Tensor = functional_call(self.loss, (parameters, buffers), batch)
+            return loss
+
+        own = 0 if tokens.dim() == 3 else None
+        each = vmap(one, in_dims=(0, 0, own, own, own))
+        losses: Tensor = each(self.parameters, self.buffers, tokens, places, wanted)
+        return losses
+
+    def backward(self, losses: Tensor) -> None:
+        """Hand every member its gradients: those of the sum of all losses, since none depends on another member."""
+        for stacked in self.parameters.values():
+            stacked.grad = None
+        losses.sum().backward()
+        for name, parameters in self.own.items():
+            gradient = self.parameters[name].grad
+            for member, parameter in enumerate(parameters):
+                parameter.grad = None if gradient is None else gradient[member]
+
+
+def _columns(rows: Sequence[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
+    """The members' tensors by name."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+@torch.no_grad()
+def _share(tensors: Sequence[Tensor]) -> Tensor:
+    """The tensors stacked, after which each is a view of its part."""
+    stacked = torch.stack([tensor.detach() for tensor in tensors])
+    for tensor, part in zip(tensors, stacked, strict=True):
+        tensor.data = part
+    return stacked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advance:
+    """One step of all members: losses, gradients, clipping, optimisers. The same operations every time."""
+
+    stack: Stack
+    optimisers: Sequence[torch.optim.Optimizer]
+    clip: float
+    device: torch.device
+    autocast: bool
+
+    def gradients(self, batch: Drawn) -> Tensor:
+        """The members' losses [M], their gradients left in the parameters."""
+        # Nothing is gained by a cache of cast weights that are read once, and a graph could not keep it.
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.autocast, cache_enabled=False
+        ):
+            losses = self.stack.losses(*batch)
+        self.stack.backward(losses)
+        return losses.detach()
+
+    def __call__(self, batch: Drawn) -> Tensor:
+        """The members' losses and the norms of their gradients [2, M]; what is not finite is for the caller to see."""
+        losses = self.gradients(batch)
+        norms = [nn.utils.clip_grad_norm_(model.parameters(), self.clip) for model in self.stack.models]
+        for optimiser in self.optimisers:
+            optimiser.step()
+        return torch.stack([losses, torch.stack(norms)])
+
+
+def train_members(
+    members: Sequence[Member],
+    task: Task,
+    *,
+    device: torch.device,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> list[Trained | NotFinite]:
+    """Train all members in place; what each one leaves, or why its numbers left the finite range, in their order.
+
+    They must be of one layout, with trainings that differ in the learning rate alone. A member that diverges leaves
+    the stack, and the others go on. On a GPU the step is captured once and replayed.
+
+    Raises:
+        OutOfTime: `out_of_time` answered yes.
+    """
+    training = members[0].training
+    rngs = {member.seed: torch.Generator().manual_seed(member.seed) for member in members}
+    optimisers = [make_optimiser(member.model, member.training, device) for member in members]
+    random_states = [member.random_state for member in members]
+    every = max(1, training.steps // CURVE_POINTS)
+    curves: list[list[tuple[int, float]]] = [[] for _ in members]
+    ends: dict[int, NotFinite] = {}
+    for member in members:
+        member.model.train()
+    alive, step, prepare_s, train_s, stepping = list(range(len(members))), 0, 0.0, 0.0, "eager"
+    while alive and step < training.steps:
+        advance = Advance(
+            stack=Stack([members[m].model for m in alive]),
+            optimisers=[optimisers[m] for m in alive],
+            clip=training.clip,
+            device=device,
+            autocast=use_bfloat16(training.precision, members[0].model.head.in_features, device),
+        )
+        began = time.perf_counter()
+        batch = _draw([members[m].seed for m in alive], rngs, task, training, device)
+        run, stepping = prepare(advance, batch)
+        prepare_s += time.perf_counter() - began
+        began = time.perf_counter()
+        dead: list[int] = []
+        while not dead and step < training.steps:
+            for m in alive:
+                set_learning_rate(optimisers[m], learning_rate_at(step, members[m].training))
+            losses, norms = run(batch).tolist()
+            for m, loss, norm in zip(alive, losses, norms, strict=True):
+                if not math.isfinite(loss) or not math.isfinite(norm):
+                    what, number = ("loss", loss) if not math.isfinite(loss) else ("gradient", norm)
+                    ends[m] = NotFinite(f"the {what} is {number} at step {step}")
+                    dead.append(m)
+                    continue
+                random_states[m] = _after_step(members[m].model, random_states[m])
+                if step % every == 0 or step == training.steps - 1:
+                    curves[m].append((step, loss))
+            if out_of_time():
+                raise OutOfTime(f"stopped at step {step} of {training.steps}")
+            step += 1
+            if not dead and step < training.steps:
+                batch = _draw([members[m].seed for m in alive], rngs, task, training, device)
+        train_s += time.perf_counter() - began
+        alive = [m for m in alive if m not in dead]
+    count = len(members)
+    return [
+        ends[m]
+        if m in ends
+        else Trained(
+            curve=tuple(curves[m]),
+            tokens=training.steps * training.batch * training.length,
+            train_s=train_s / count,
+            prepare_s=prepare_s / count,
+            stepping=stepping,
+        )
+        for m in range(count)
+    ]
+
+
+def _draw(
+    seeds: Sequence[int],
+    rngs: dict[int, torch.Generator],
+    task: Task,
+    training: Training,
+    device: torch.device,
+) -> Drawn:
+    """The next batch of every seed, and where and what it asks; one for all where all have one seed."""
+    drawn = {}
+    for seed in dict.fromkeys(seeds):
+        batch = task.batch(training.batch, training.length, rngs[seed])
+        drawn[seed] = (batch.tokens, *places_of(batch.targets))
+    if len(drawn) == 1:
+        (only,) = drawn.values()
+        return only[0].to(device), only[1].to(device), only[2].to(device)
+    most = max(len(places) for _, places, _ in drawn.values())
+    rows = [drawn[seed] for seed in seeds]
+    return (
+        torch.stack([tokens for tokens, _, _ in rows]).to(device),
+        torch.stack([pad(places, (0, most - len(places))) for _, places, _ in rows]).to(device),
+        torch.stack([pad(wanted, (0, most - len(wanted)), value=IGNORED) for _, _, wanted in rows]).to(
+            device
+        ),
+    )
+
+
+def _after_step(model: ProxyModel, random_state: Tensor) -> Tensor:
+    """What the model renews after a step, with the random numbers it would have drawn alone; their state after it."""
+    before = torch.get_rng_state()
+    torch.set_rng_state(random_state)
+    model.after_step()
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    return after
