@@ -91,7 +91,10 @@ def architecture(device: torch.device) -> str | None:
 
 
 def _on_gpu(tensors: tuple[Tensor | None, ...]) -> bool:
-    return any(tensor is not None and tensor.device.type == "cuda" for tensor in tensors)
+    """Whether the call is for a GPU: its tensors lie there, or a dry run compiles for one."""
+    return TARGET.get() is not None or any(
+        tensor is not None and tensor.device.type == "cuda" for tensor in tensors
+    )
 
 
 @lru_cache(maxsize=1)
@@ -124,7 +127,7 @@ def is_poisoned(output: Tensor) -> bool:
     A matrix product reaches masked places too, and 0 · NaN is NaN, so a chunk form can carry a NaN into
     the past. Where this says so, the reference answers instead.
     """
-    if output.device.type != "cpu" or torch.compiler.is_compiling():
+    if output.device.type != "cpu" or TARGET.get() is not None or torch.compiler.is_compiling():
         return False
     return not bool(torch.isfinite(output.detach().sum(dtype=working_dtype(output))))
 

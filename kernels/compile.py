@@ -18,12 +18,11 @@ from pathlib import Path
 
 import torch
 import triton
-from torch import Tensor
 
 from kernels.backend import TRITON_DTYPES
 from kernels.configurations import ANY, table
 from kernels.launch import Compiled, dry_run
-from kernels.probe import Probe, Sizes, cast
+from kernels.probe import Probe, Sizes, cast, fitting, token_of
 from kernels.probes import PROBES
 
 ARCHITECTURES = ("sm_80", "sm_90")
@@ -70,18 +69,7 @@ def _calls(operator: str, architecture: str, dtypes: Sequence[str]) -> Iterator[
             continue
         for widths, dtype in bounds:
             for own in dtypes if dtype == ANY else (dtype,):
-                yield probe, _fitting(probe, widths), own
-
-
-def _fitting(probe: Probe, widths: tuple[int, ...]) -> Sizes:
-    """The sizes at which a probe's widths are these, found among the powers of two and their neighbours."""
-    options = sorted({*widths, 16, 32, 64, 128, 256})
-    for key in options:
-        for value in options:
-            sizes = Sizes(time=64, key=key, value=value)
-            if probe.widths(sizes) == widths:
-                return sizes
-    raise ValueError(f"{probe.id}: no sizes have the widths {widths}; mend the probe's `widths` or the row")
+                yield probe, fitting(probe, widths), own
 
 
 def _exercise(probe: Probe, sizes: Sizes, dtype: torch.dtype) -> None:
@@ -95,11 +83,7 @@ def _exercise(probe: Probe, sizes: Sizes, dtype: torch.dtype) -> None:
         torch.autograd.grad(asked, leaves, [torch.zeros_like(x) for x in asked], allow_unused=True)
     if probe.step is not None:
         with torch.no_grad():
-            probe.step("triton", {name: _token(probe, name, x) for name, x in inputs.items()})
-
-
-def _token(probe: Probe, name: str, x: Tensor) -> Tensor:
-    return x.detach()[:, 0].contiguous() if name in probe.timed else x.detach()
+            probe.step("triton", token_of(probe, inputs))
 
 
 def _footprint(one: Compiled) -> Footprint:

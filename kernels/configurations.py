@@ -5,7 +5,8 @@ alike at every length, and nothing is tuned while a trial runs.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,6 +87,7 @@ def write(path: Path, rows: Iterable[Configuration]) -> None:
     lines = ",\n".join("  " + json.dumps(row.json()) for row in ordered)
     path.write_text(f"[\n{lines}\n]\n")
     table.cache_clear()
+    _closest.cache_clear()
 
 
 @cache
@@ -95,13 +97,35 @@ def table(operator: str) -> tuple[Configuration, ...]:
     return read(path) if path.exists() else ()
 
 
-@cache
 def find(
     operator: str, kernel: str, widths: tuple[int, ...], dtype: str, architecture: str
 ) -> Configuration | None:
     """The row that fits closest: of this architecture and type before any, then of the least widths."""
+    for row in _tried.get(operator, ()):
+        if row.serves(kernel, widths, dtype, architecture):
+            return row
+    return _closest(operator, kernel, widths, dtype, architecture)
+
+
+@cache
+def _closest(
+    operator: str, kernel: str, widths: tuple[int, ...], dtype: str, architecture: str
+) -> Configuration | None:
     fitting = [row for row in table(operator) if row.serves(kernel, widths, dtype, architecture)]
     return min(fitting, key=lambda row: (row.architecture == ANY, row.dtype == ANY, row.widths), default=None)
+
+
+_tried: dict[str, tuple[Configuration, ...]] = {}
+
+
+@contextmanager
+def trying(operator: str, rows: Sequence[Configuration]) -> Iterator[None]:
+    """Within it these rows stand above the operator's table, in every thread: a GPU's backward pass has its own."""
+    _tried[operator] = tuple(rows)
+    try:
+        yield
+    finally:
+        del _tried[operator]
 
 
 def widest(operator: str, kernel: str) -> tuple[int, ...] | None:

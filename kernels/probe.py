@@ -71,6 +71,25 @@ def cast(probe: Probe, inputs: Inputs, dtype: torch.dtype, device: torch.device 
     }
 
 
+def fitting(probe: Probe, widths: tuple[int, ...], time: int = 64) -> Sizes:
+    """Sizes at which a probe's widths are these, found among them and the powers of two."""
+    options = sorted({*widths, 16, 32, 64, 128, 256})
+    for key in options:
+        for value in options:
+            sizes = Sizes(time=time, key=key, value=value)
+            if probe.widths(sizes) == widths:
+                return sizes
+    raise ValueError(f"{probe.id}: no sizes have the widths {widths}; mend the probe's `widths` or the row")
+
+
+def token_of(probe: Probe, inputs: Inputs) -> Inputs:
+    """The inputs of a step: the first token of what has an axis of time, without gradients."""
+    return {
+        name: x.detach()[:, 0].contiguous() if name in probe.timed else x.detach()
+        for name, x in inputs.items()
+    }
+
+
 def normal(generator: Generator, *shape: int) -> Tensor:
     """Numbers of a normal distribution."""
     return torch.randn(shape, generator=generator)
