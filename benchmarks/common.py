@@ -5,13 +5,19 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import torch
+from torch import Tensor
 
+import kernels
+from kernels.backend import Backend, Implementation, why_not_triton
 from trainers.measure import device_name
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,3 +55,27 @@ def paired(first: Callable[[], object], second: Callable[[], object], repetition
         "second_ms": round(statistics.median(other for _, other in times), 3),
         "second_over_first": round(statistics.median(other / one for one, other in times), 3),
     }
+
+
+@contextmanager
+def forced(backend: Implementation) -> Iterator[None]:
+    """Within it every operator answers with one implementation, where it has it."""
+    modules = [
+        import_module(f"kernels.{found.name}.ops") for found in iter_modules(kernels.__path__) if found.ispkg
+    ]
+    before = [vars(module)["resolve"] for module in modules]
+
+    def choose(_: Backend, operator: str, *tensors: Tensor | None, **about: Any) -> Implementation:
+        if backend == "triton" and why_not_triton(
+            operator, tensors, about.get("widths") or {}, about.get("kernel", "forward")
+        ):
+            return "chunked"
+        return backend
+
+    for module in modules:
+        vars(module)["resolve"] = choose
+    try:
+        yield
+    finally:
+        for module, resolve in zip(modules, before, strict=True):
+            vars(module)["resolve"] = resolve

@@ -87,7 +87,7 @@ def architecture(device: torch.device) -> str | None:
         return target
     if device.type == "cuda":
         return f"sm_{''.join(map(str, torch.cuda.get_device_capability(device)))}"
-    return INTERPRETER if has_triton() and _interprets() else None
+    return INTERPRETER if has_triton() and interprets() else None
 
 
 def _on_gpu(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -104,7 +104,8 @@ def has_triton() -> bool:
 
 
 @lru_cache(maxsize=1)
-def _interprets() -> bool:
+def interprets() -> bool:
+    """Whether Triton was told to run its kernels in its interpreter."""
     from triton import knobs
 
     return bool(knobs.runtime.interpret)

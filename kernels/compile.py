@@ -10,9 +10,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def footprints(operator: str, architecture: str, dtypes: Sequence[str]) -> list[
     seen: dict[str, Footprint] = {}
     with dry_run(architecture) as compiled:
         for probe, sizes, dtype in _calls(operator, architecture, dtypes):
-            _exercise(probe, sizes, DTYPES[dtype])
+            exercise(probe, sizes, DTYPES[dtype])
             for one in compiled:
                 if one.binary.hash not in seen:
                     seen[one.binary.hash] = _footprint(one)
@@ -72,8 +73,8 @@ def _calls(operator: str, architecture: str, dtypes: Sequence[str]) -> Iterator[
                 yield probe, fitting(probe, widths), own
 
 
-def _exercise(probe: Probe, sizes: Sizes, dtype: torch.dtype) -> None:
-    """Forward, backward and step of a probe."""
+def exercise(probe: Probe, sizes: Sizes, dtype: torch.dtype) -> None:
+    """Forward, backward and step of a probe through Triton; within a dry run this compiles its kernels."""
     drawn = cast(probe, probe.draw(sizes, torch.Generator().manual_seed(0)), dtype)
     inputs = {name: x.requires_grad_() if x.is_floating_point() else x for name, x in drawn.items()}
     outputs = probe.call("triton", inputs)
@@ -105,6 +106,26 @@ def _footprint(one: Compiled) -> Footprint:
         registers=found["REG"],
         spilled_bytes=found["STACK"],
     )
+
+
+def compile_calls(calls: Sequence[tuple[Probe, Sizes, str]], architecture: str, processes: int) -> float:
+    """Seconds to compile the kernels of many calls side by side, into Triton's cache on this node's disk.
+
+    A later launch of the same kernels for the same architecture finds them there.
+    """
+    began = time.perf_counter()
+    jobs = [(PROBES.index(probe), sizes, dtype, architecture) for probe, sizes, dtype in calls]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_compile_call, jobs))
+    return time.perf_counter() - began
+
+
+def _compile_call(job: tuple[int, Sizes, str, str]) -> None:
+    place, sizes, dtype, architecture = job
+    torch.set_num_threads(1)
+    with dry_run(architecture):
+        # No kernel is compiled by the length or the batch.
+        exercise(PROBES[place], replace(sizes, batch=1, time=64), DTYPES[dtype])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.backend import architecture, has_triton
+from kernels.configurations import ANY, table
+from kernels.probes import PROBES
 from nas.config import resolve
 from nas.plan import make_budget, proxy_frame
 from nas.workers.pool import run_job
@@ -36,6 +39,7 @@ def examine(url: str, *, with_ray: bool) -> list[Finding]:
         ("python", _python),
         ("packages", _packages),
         ("device", _device),
+        ("kernels", _kernels),
         ("storage", lambda: _storage(url)),
         ("trial", _trial),
     ]
@@ -74,6 +78,30 @@ def _device() -> tuple[bool, str]:
     else:
         names.append("no GPU that torch sees: trials run on the CPU")
     return True, "; ".join(names)
+
+
+def _kernels() -> tuple[bool, str]:
+    """What `backend="auto"` will pick, and why."""
+    operators = sorted({probe.operator for probe in PROBES})
+    if not has_triton():
+        return True, "chunked PyTorch: the package triton is not installed (it exists for Linux alone)"
+    if not torch.cuda.is_available():
+        return (
+            True,
+            f"chunked PyTorch: torch sees no GPU; {len(operators)} operators have Triton kernels for one",
+        )
+    said = []
+    for index in range(torch.cuda.device_count()):
+        place = architecture(torch.device("cuda", index)) or ""
+        served = [name for name in operators if any(row.architecture in (ANY, place) for row in table(name))]
+        tuned = [name for name in served if any(row.architecture == place for row in table(name))]
+        kind = (
+            f"tuned for {place}: {', '.join(tuned)}"
+            if tuned
+            else f"with safe settings, none tuned for {place}"
+        )
+        said.append(f"cuda:{index}: Triton for {len(served)} of {len(operators)} operators, {kind}")
+    return True, "; ".join(said) + "; chunked PyTorch for the rest, for float64 and for wider heads"
 
 
 def _storage(url: str) -> tuple[bool, str]:

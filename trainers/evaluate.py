@@ -124,6 +124,9 @@ def _details(runs: Mapping[str, _TaskRun], job: Job) -> dict[str, Any]:
         "curves": {name: [list(point) for point in run.trained.curve] for name, run in runs.items()},
         "learning_rates": {name: run.learning_rate for name, run in runs.items()},
     }
+    if any(run.trained.prepare_s for run in runs.values()):
+        details["prepare_s"] = {name: run.trained.prepare_s for name, run in runs.items()}
+        details["stepping"] = {name: run.trained.stepping for name, run in runs.items()}
     if "bytes" in runs:
         corpus = Bytes(data=job.budget.data).corpus
         details["data"] = {"source": corpus.source, "sha256": corpus.sha256, "files": corpus.files}
@@ -139,7 +142,7 @@ def probe(job: Job, steps: int = 3) -> float:
             few = replace(budget, steps=steps)
             for _ in range(2):
                 member = _member(layout, job, task, few, budget.learning_rates[0])
-                trained = _train([member], job, task, lambda: False)[0]
+                trained = train_all([member], job, task)[0]
                 if isinstance(trained, NotFinite):
                     raise trained
                 train_s = trained.train_s
@@ -176,8 +179,13 @@ def _member(layout: Layout, job: Job, task: Task, budget: TaskBudget, learning_r
     return Member(model=model, training=training, seed=job.seed, random_state=torch.get_rng_state())
 
 
-def _train(
-    members: Sequence[Member], job: Job, task: Task, late: Callable[[], bool]
+def members_of(layout: Layout, job: Job, task: Task, budget: TaskBudget) -> list[Member]:
+    """A fresh proxy for every learning rate."""
+    return [_member(layout, job, task, budget, rate) for rate in budget.learning_rates]
+
+
+def train_all(
+    members: Sequence[Member], job: Job, task: Task, late: Callable[[], bool] = lambda: False
 ) -> list[Trained | NotFinite]:
     """Train the members, stacked if they are several, or the device wants its steps in one piece."""
     device = torch.device(job.device)
@@ -195,18 +203,14 @@ def _runs(
     layout: Layout, job: Job, task: Task, budget: TaskBudget, late: Callable[[], bool]
 ) -> list[_TaskRun | NotFinite]:
     """Train at every learning rate and score what was trained; memory that several need at once is no layout's fault."""
-
-    def members() -> list[Member]:
-        return [_member(layout, job, task, budget, rate) for rate in budget.learning_rates]
-
-    own = members()
+    own = members_of(layout, job, task, budget)
     try:
-        results = _train(own, job, task, late)
+        results = train_all(own, job, task, late)
     except torch.OutOfMemoryError:
         if len(own) == 1:
             raise
-        own = members()
-        results = [_train([member], job, task, late)[0] for member in own]
+        own = members_of(layout, job, task, budget)
+        results = [train_all([member], job, task, late)[0] for member in own]
     return [
         trained if isinstance(trained, NotFinite) else _score(member, trained, job, task)
         for member, trained in zip(own, results, strict=True)

@@ -141,12 +141,13 @@ def train_members(
     task: Task,
     *,
     device: torch.device,
+    replay: bool = True,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> list[Trained | NotFinite]:
     """Train all members in place; what each one leaves, or why its numbers left the finite range, in their order.
 
     They must be of one layout, with trainings that differ in the learning rate alone. A member that diverges leaves
-    the stack, and the others go on. On a GPU the step is captured once and replayed.
+    the stack, and the others go on. On a GPU the step is captured once and replayed, unless `replay` says no.
 
     Raises:
         OutOfTime: `out_of_time` answered yes.
@@ -171,7 +172,7 @@ def train_members(
         )
         began = time.perf_counter()
         batch = _draw([members[m].seed for m in alive], rngs, task, training, device)
-        run, stepping = prepare(advance, batch)
+        run, stepping = prepare(advance, batch) if replay else (advance, "eager")
         prepare_s += time.perf_counter() - began
         began = time.perf_counter()
         dead: list[int] = []

@@ -19,6 +19,8 @@ from nas.cli import (
     show,
     space,
     trials,
+    tune,
+    warm,
 )
 from nas.cli.output import say
 from nas.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, Refused
@@ -47,6 +49,8 @@ for module in (
     report,
     dashboard,
     doctor,
+    warm,
+    tune,
 ):
     app.command(module.NAME)(module.command)
 

@@ -24,7 +24,7 @@ def test_an_operator_without_a_kernel_says_so():
 
 
 def test_triton_without_gpu_or_interpreter_says_so(monkeypatch):
-    monkeypatch.setattr(kernels.backend, "_interprets", lambda: False)
+    monkeypatch.setattr(kernels.backend, "interprets", lambda: False)
     with pytest.raises(
         ValueError, match=r"needs a GPU, not the device 'cpu' .*TRITON_INTERPRET=1.*backend='auto'"
     ):
