@@ -9,6 +9,7 @@ from benchmarks import (
     proxies,
     recall_by_state,
     sparsity_cpu,
+    stacked_cpu,
     state_tracking,
     whole_vocabulary,
 )
@@ -20,6 +21,7 @@ def main() -> None:
         command_line,
         kernels_cpu,
         mixers_cpu,
+        stacked_cpu,
         driver,
         proxies,
         whole_vocabulary,

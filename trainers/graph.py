@@ -55,6 +55,27 @@ def prepare(step: Step, example: Drawn) -> tuple[Run, str]:
         return step, f"eager: {str(error).splitlines()[0]}"
 
 
+def replayable(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The same work as one graph on a GPU that can capture it, else as it is: a decode step is a chain of small launches."""
+    if device.type != "cuda":
+        return run
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError:
+        # What asks the device for numbers on its way is served by launches too.
+        torch.cuda.synchronize(device)
+        return run
+    return graph.replay
+
+
 class _Captured:
     """A captured step with its own memory for the batch and for what it returns."""
 

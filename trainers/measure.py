@@ -24,6 +24,7 @@ from search_space.frame import Frame
 from search_space.layout import Layer, Layout
 from search_space.spec import DTYPES, Stream
 from search_space.state import advance
+from trainers.graph import replayable
 from trainers.model import Block, Stack
 
 Phase = Literal["decode", "prefill"]
@@ -94,6 +95,8 @@ def frame_text(frame: Frame, phase: Phase) -> str:
 def measure_layer(layer: Layer, frame: Frame, phase: Phase, *, device: str = "cpu") -> Latency:
     """Latency of one layer in the frame: a step at the end of the context, or the context as a prompt.
 
+    On a GPU a step is replayed as one graph where it can be, as servers do.
+
     Raises:
         ValueError: the machine has not enough memory for it.
     """
@@ -125,8 +128,8 @@ def _measure(module: Block | Stack, frame: Frame, phase: Phase, device: str) -> 
             state = advance(module.start(frame.batch, frame.context), frame.context - 1)
             x = torch.randn(frame.batch, frame.width, device=place, dtype=dtype)
             if isinstance(module, Stack):
-                return _repeat(lambda: module.step(x, state), place)
-            return _repeat(lambda: module.step(x, state, Stream()), place)
+                return _repeat(replayable(lambda: module.step(x, state), place), place)
+            return _repeat(replayable(lambda: module.step(x, state, Stream()), place), place)
         prompt = torch.randn(frame.batch, frame.context, frame.width, device=place, dtype=dtype)
         stream = Stream(star_block=frame.star_block)
         if isinstance(module, Stack):
