@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -66,7 +65,8 @@ def _dense_block(
 def _divergence(scores: Tensor, shares: Tensor) -> Tensor:
     """Σ_t KL(p_t ‖ softmax(I_t)) of scores I and shares p [B, T, N]; −∞ is a score that does not count."""
     logs = scores.log_softmax(-1).masked_fill(scores.isinf(), 0)
-    return F.kl_div(logs, shares.to(logs.dtype), reduction="sum")
+    shares = shares.to(logs.dtype)
+    return (torch.xlogy(shares, shares) - shares * logs).sum()
 
 
 class Index(nn.Module):

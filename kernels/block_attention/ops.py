@@ -20,8 +20,10 @@ from kernels.backend import (
     working_dtype,
 )
 from kernels.block_attention import chunked, reference
+from kernels.stacked import stackable
 
 
+@stackable(shared=("index", "positions"))
 def block_attention(
     q: Tensor,
     k: Tensor,
@@ -82,6 +84,7 @@ def block_attention(
     return reference.block_attention(q, k, v, index, positions, block, key_block, first, window, scale)
 
 
+@stackable(shared=("slots",))
 def block_attention_step(
     q: Tensor,
     k: Tensor,

@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels.backend import Backend, require_axes, require_shape, resolve
 from kernels.cauchy_filter import chunked, reference
 from kernels.cauchy_filter.chunked import Discrete as Discrete
+from kernels.stacked import stackable
 
 
 def _check(name: str, pole: Tensor, channels: int, step: Tensor, **vectors: Tensor) -> None:
@@ -40,6 +41,7 @@ def _check_state(name: str, state: Tensor, batch: int, channels: int, pole: Tens
         raise ValueError(f"{name}: state is {state.dtype}, but must be complex")
 
 
+@stackable(each=("pole", "low_rank", "write", "read", "step"))
 def cauchy_filter(
     pole: Tensor,
     low_rank: Tensor,
@@ -64,6 +66,7 @@ def cauchy_filter(
     return reference.cauchy_filter(pole, low_rank, write, read, step, length)
 
 
+@stackable(each=("u", "pole", "low_rank", "write", "step", "state"))
 def cauchy_state(
     u: Tensor,
     pole: Tensor,
@@ -89,6 +92,7 @@ def cauchy_state(
     return reference.cauchy_state(u, pole, low_rank, write, step, state)
 
 
+@stackable(each=("state", "pole", "low_rank", "read", "step"))
 def cauchy_response(
     state: Tensor,
     pole: Tensor,
@@ -111,6 +115,7 @@ def cauchy_response(
     return reference.cauchy_response(state, pole, low_rank, read, step, length)
 
 
+@stackable(each=("pole", "low_rank", "write", "step"))
 def cauchy_discrete(pole: Tensor, low_rank: Tensor, write: Tensor, step: Tensor) -> Discrete:
     """Ā and B̄ of every channel in O(N) numbers each, for `cauchy_step`: they are the same for all tokens."""
     name = "cauchy_discrete"
@@ -119,6 +124,7 @@ def cauchy_discrete(pole: Tensor, low_rank: Tensor, write: Tensor, step: Tensor)
     return chunked.discrete(pole, low_rank, write, step)
 
 
+@stackable(each=("u", "read", "state"))
 def cauchy_step(
     u: Tensor, known: Discrete, read: Tensor, state: Tensor, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:

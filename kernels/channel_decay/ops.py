@@ -7,8 +7,10 @@ from torch import Tensor
 
 from kernels.backend import Backend, is_poisoned, require_axes, require_chunk, require_shape, resolve
 from kernels.channel_decay import chunked, reference
+from kernels.stacked import stackable
 
 
+@stackable(each=("bonus",))
 def channel_decay(
     q: Tensor,
     k: Tensor,
@@ -48,6 +50,7 @@ def channel_decay(
     return reference.channel_decay(q, k, v, log_decay, bonus, state)
 
 
+@stackable(each=("bonus",))
 def channel_decay_step(
     q: Tensor,
     k: Tensor,

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from kernels.backend import Backend, is_poisoned, require_axes, require_chunk, require_shape, resolve
 from kernels.channel_delta import chunked, reference
+from kernels.stacked import stackable
 
 
+@stackable()
 def channel_delta(
     q: Tensor,
     k: Tensor,
@@ -46,6 +48,7 @@ def channel_delta(
     return reference.channel_delta(q, k, v, log_decay, beta, state)
 
 
+@stackable()
 def channel_delta_step(
     q: Tensor,
     k: Tensor,

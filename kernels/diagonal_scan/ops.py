@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, require_axes, require_shape, resolve
 from kernels.diagonal_scan import chunked, reference
+from kernels.stacked import stackable
 
 
 def _require_one_kind(operator: str, log_decay: Tensor, x: Tensor, state: Tensor | None) -> None:
@@ -19,6 +20,7 @@ def _require_one_kind(operator: str, log_decay: Tensor, x: Tensor, state: Tensor
         )
 
 
+@stackable()
 def diagonal_scan(
     log_decay: Tensor, x: Tensor, state: Tensor | None = None, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -42,6 +44,7 @@ def diagonal_scan(
     return output.to(x.dtype), last
 
 
+@stackable()
 def diagonal_scan_step(log_decay: Tensor, x: Tensor, state: Tensor, *, backend: Backend = "auto") -> Tensor:
     """One token: log_decay, x, state [B, C] → the new state, in the types of `diagonal_scan`.
 

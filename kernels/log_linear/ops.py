@@ -15,8 +15,10 @@ from kernels.backend import (
     resolve,
 )
 from kernels.log_linear import chunked, reference
+from kernels.stacked import stackable
 
 
+@stackable()
 def log_linear(
     q: Tensor,
     k: Tensor,
@@ -69,6 +71,7 @@ def log_linear(
     return reference.log_linear(q, k, v, log_decay, weights, beta, levels, length)
 
 
+@stackable()
 def log_linear_step(
     q: Tensor,
     k: Tensor,

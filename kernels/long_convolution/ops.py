@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, is_poisoned, require_axes, require_shape, resolve
 from kernels.long_convolution import chunked, reference
+from kernels.stacked import stackable
 
 
 def _check(name: str, h: Tensor, channels: int) -> None:
@@ -25,6 +26,7 @@ def _check_past(name: str, past: Tensor, batch: int, channels: int) -> None:
     require_shape(name, "past", past, (batch, tokens, channels), "[B, S, C]")
 
 
+@stackable(each=("h",))
 def long_convolution(
     u: Tensor, h: Tensor, past: Tensor | None = None, *, backend: Backend = "auto"
 ) -> Tensor:
@@ -48,6 +50,7 @@ def long_convolution(
     return reference.long_convolution(u, h, past)
 
 
+@stackable(each=("h",))
 def long_convolution_step(u: Tensor, h: Tensor, past: Tensor, *, backend: Backend = "auto") -> Tensor:
     """One token: u [B, C], h [H, L], past [B, S, C], the inputs just before it → y [B, C].
 

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from kernels.backend import Backend, is_poisoned, require_axes, require_chunk, require_shape, resolve
 from kernels.low_rank_delta import chunked, reference
+from kernels.stacked import stackable
 
 
+@stackable()
 def low_rank_delta(
     q: Tensor,
     k: Tensor,
@@ -51,6 +53,7 @@ def low_rank_delta(
     return reference.low_rank_delta(q, k, v, log_decay, a, b, state)
 
 
+@stackable()
 def low_rank_delta_step(
     q: Tensor,
     k: Tensor,

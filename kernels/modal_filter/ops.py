@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, require_axes, require_shape, resolve
 from kernels.modal_filter import chunked, reference
+from kernels.stacked import stackable
 
 
 def _check(
@@ -41,6 +42,7 @@ def _check_length(name: str, length: int) -> None:
         raise ValueError(f"{name}: length={length} must be at least 1")
 
 
+@stackable(each=("log_pole", "weight"))
 def modal_filter(log_pole: Tensor, weight: Tensor, length: int, *, backend: Backend = "auto") -> Tensor:
     """h_l = Σ_n weight_n exp(l · log_pole_n): the filter of the recurrence.
 
@@ -56,6 +58,7 @@ def modal_filter(log_pole: Tensor, weight: Tensor, length: int, *, backend: Back
     return reference.modal_filter(log_pole, weight, length)
 
 
+@stackable(each=("u", "log_pole", "state"))
 def modal_state(
     u: Tensor, log_pole: Tensor, state: Tensor | None = None, *, backend: Backend = "auto"
 ) -> Tensor:
@@ -74,6 +77,7 @@ def modal_state(
     return reference.modal_state(u, log_pole, state)
 
 
+@stackable(each=("state", "log_pole", "weight"))
 def modal_response(
     state: Tensor, log_pole: Tensor, weight: Tensor, length: int, *, backend: Backend = "auto"
 ) -> Tensor:
@@ -91,6 +95,7 @@ def modal_response(
     return reference.modal_response(state, log_pole, weight, length)
 
 
+@stackable(each=("u", "pole", "weight", "state"))
 def modal_step(
     u: Tensor, pole: Tensor, weight: Tensor, state: Tensor, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:

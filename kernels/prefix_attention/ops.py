@@ -8,8 +8,10 @@ from torch import Tensor
 
 from kernels.backend import Backend, is_poisoned, require_axes, require_groups, require_shape, resolve
 from kernels.prefix_attention import chunked, reference
+from kernels.stacked import stackable
 
 
+@stackable(shared=("visible",))
 def prefix_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor, *, scale: float | None = None, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:

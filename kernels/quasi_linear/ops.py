@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, is_poisoned, require_axes, require_shape, resolve
 from kernels.quasi_linear import chunked, reference
+from kernels.stacked import stackable
 
 Activation = Literal["silu"]
 
@@ -25,6 +26,7 @@ def _check(name: str, activation: str | None, block: int = 1, seen: int | None =
         raise ValueError(f"{name}: seen={seen} must be at least 0, or None to read sums and not means")
 
 
+@stackable(each=("log_decay",))
 def quasi_linear(
     q: Tensor,
     k: Tensor,
@@ -64,6 +66,7 @@ def quasi_linear(
     return reference.quasi_linear(q, k, v, log_decay, state, block, seen, activation)
 
 
+@stackable(each=("log_decay",))
 def quasi_linear_step(
     q: Tensor,
     keys: Tensor,
@@ -88,6 +91,7 @@ def quasi_linear_step(
     return reference.read(q, keys, values, log_decay, state, count, activation)
 
 
+@stackable()
 def fold_block(keys: Tensor, values: Tensor, log_decay: Tensor | None, state: Tensor) -> Tensor:
     """The state after a block that is complete: keys [B, O, H, K], values [B, O, H, V] → [B, H, K, V]."""
     _check_block("fold_block", keys, values, log_decay, state)

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from kernels.backend import Backend, is_poisoned, require_axes, require_groups, require_shape, resolve
 from kernels.retrieved_attention import chunked, reference
+from kernels.stacked import stackable
 
 
+@stackable(shared=("visible",))
 def nearest_keys(
     q: Tensor, k: Tensor, visible: Tensor, *, keep: int, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -42,6 +44,7 @@ def nearest_keys(
     return reference.nearest_keys(q.detach(), k.detach(), visible, keep)
 
 
+@stackable()
 def retrieved_attention(
     q: Tensor,
     k: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, is_poisoned, require_axes, require_groups, require_shape, resolve
 from kernels.routed_attention import chunked, reference
+from kernels.stacked import stackable
 
 
 def _require_blocks(name: str, blocks: Tensor, block: int, tokens: int) -> None:
@@ -31,6 +32,7 @@ def _require_blocks(name: str, blocks: Tensor, block: int, tokens: int) -> None:
         raise ValueError(f"{name}: a query names the same block twice; name it once and put -1 for the other")
 
 
+@stackable()
 def routed_attention(
     q: Tensor,
     k: Tensor,
@@ -75,6 +77,7 @@ def routed_attention(
     return reference.routed_attention(q, k, v, blocks, block, scale)
 
 
+@stackable()
 def routed_attention_step(
     q: Tensor,
     k: Tensor,

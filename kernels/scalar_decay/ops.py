@@ -17,8 +17,10 @@ from kernels.backend import (
 )
 from kernels.packing import by_document, require_documents
 from kernels.scalar_decay import chunked, reference
+from kernels.stacked import stackable
 
 
+@stackable()
 def scalar_decay(
     q: Tensor,
     k: Tensor,
@@ -69,6 +71,7 @@ def scalar_decay(
     return reference.scalar_decay(q, k, v, log_decay, state)
 
 
+@stackable()
 def scalar_decay_step(
     q: Tensor,
     k: Tensor,

@@ -15,8 +15,10 @@ from kernels.backend import (
     resolve,
 )
 from kernels.scalar_delta import chunked, reference
+from kernels.stacked import stackable
 
 
+@stackable()
 def scalar_delta(
     q: Tensor,
     k: Tensor,
@@ -56,6 +58,7 @@ def scalar_delta(
     return reference.scalar_delta(q, k, v, log_decay, beta, state)
 
 
+@stackable()
 def scalar_delta_step(
     q: Tensor,
     k: Tensor,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, is_poisoned, require_axes, require_shape, resolve
 from kernels.selected_attention import chunked, reference
+from kernels.stacked import stackable
 
 
 def _check_index(name: str, q: Tensor, k: Tensor, weights: Tensor) -> None:
@@ -22,6 +23,7 @@ def _check_index(name: str, q: Tensor, k: Tensor, weights: Tensor) -> None:
         )
 
 
+@stackable()
 def select_keys(q: Tensor, k: Tensor, weights: Tensor, *, keep: int, backend: Backend = "auto") -> Tensor:
     """The N = min(keep, S) keys of largest Σ_j w_j ReLU(q_j · k_s) that each query sees; the later of equal ones.
 
@@ -39,6 +41,7 @@ def select_keys(q: Tensor, k: Tensor, weights: Tensor, *, keep: int, backend: Ba
     return reference.select_keys(q.detach(), k.detach(), weights.detach(), keep)
 
 
+@stackable()
 def index_scores(
     q: Tensor, k: Tensor, weights: Tensor, chosen: Tensor | None, *, backend: Backend = "auto"
 ) -> Tensor:
@@ -57,6 +60,7 @@ def index_scores(
     return reference.index_scores(q, k, weights, chosen)
 
 
+@stackable()
 def selected_attention(
     q: Tensor,
     k: Tensor,

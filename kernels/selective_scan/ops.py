@@ -7,8 +7,10 @@ from torch import Tensor
 
 from kernels.backend import Backend, require_axes, require_shape, resolve
 from kernels.selective_scan import chunked, reference
+from kernels.stacked import stackable
 
 
+@stackable(each=("rate",))
 def selective_scan(
     x: Tensor,
     delta: Tensor,
@@ -44,6 +46,7 @@ def selective_scan(
     return reference.selective_scan(x, delta, rate, write, read, skip, state)
 
 
+@stackable(each=("rate",))
 def selective_scan_step(
     x: Tensor,
     delta: Tensor,

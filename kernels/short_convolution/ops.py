@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, require_axes, require_shape, resolve
 from kernels.short_convolution import chunked, reference
+from kernels.stacked import stackable
 
 Activation = Literal["silu"]
 
@@ -25,6 +26,7 @@ def _check(name: str, weight: Tensor, bias: Tensor | None, channels: int, activa
     return taps
 
 
+@stackable(each=("weight", "bias"))
 def short_convolution(
     x: Tensor,
     weight: Tensor,
@@ -51,6 +53,7 @@ def short_convolution(
     return reference.short_convolution(x, weight, bias, tail, activation)
 
 
+@stackable(each=("weight", "bias"))
 def short_convolution_step(
     x: Tensor,
     weight: Tensor,

@@ -12,8 +12,10 @@ from torch import Tensor
 from kernels.backend import Backend, is_poisoned, require_axes, require_groups, require_shape, resolve
 from kernels.softmax_attention import chunked, reference
 from kernels.softmax_attention.options import Options
+from kernels.stacked import stackable
 
 
+@stackable(shared=("slopes",), each=("sink_logits",))
 def softmax_attention(
     q: Tensor,
     k: Tensor,
@@ -51,6 +53,7 @@ def softmax_attention(
     return _by_reference(q, k, v, window, spans, scale, options)[0]
 
 
+@stackable(shared=("slopes",), each=("sink_logits",))
 def softmax_attention_with_sums(
     q: Tensor,
     k: Tensor,
@@ -111,6 +114,7 @@ def merge(outputs: Sequence[Tensor], sums: Sequence[Tensor]) -> tuple[Tensor, Te
         return mixed.to(outputs[0].dtype), (shift + safe.log()).masked_fill(unseen, -torch.inf)
 
 
+@stackable(shared=("slopes", "distance"), each=("sink_logits",))
 def softmax_attention_step(
     q: Tensor,
     k: Tensor,

@@ -7,9 +7,11 @@ After Mamba-3, arXiv:2603.15569.
 from torch import Tensor
 
 from kernels.backend import Backend, is_poisoned, require_axes, require_chunk, require_shape, resolve
+from kernels.stacked import stackable
 from kernels.trapezoid import chunked, reference
 
 
+@stackable()
 def trapezoid(
     q: Tensor,
     k: Tensor,
@@ -53,6 +55,7 @@ def trapezoid(
     return reference.trapezoid(q, k, v, log_decay, late, fresh, state, previous)
 
 
+@stackable()
 def trapezoid_step(
     q: Tensor,
     k: Tensor,

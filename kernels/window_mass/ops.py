@@ -7,9 +7,11 @@ After the hybrid attention of LoLCATs, arXiv:2410.10254, which adds such a windo
 from torch import Tensor
 
 from kernels.backend import Backend, is_poisoned, require_axes, require_groups, require_shape, resolve
+from kernels.stacked import stackable
 from kernels.window_mass import chunked, reference
 
 
+@stackable()
 def window_mass(
     q: Tensor,
     k: Tensor,
@@ -50,6 +52,7 @@ def window_mass(
     return reference.window_mass(q, k, v, window, scale)
 
 
+@stackable()
 def window_mass_step(
     q: Tensor,
     k: Tensor,

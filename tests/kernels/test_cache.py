@@ -8,20 +8,20 @@ from triton import knobs
 from kernels import cache
 
 MOUNTS = """overlay / overlay rw 0 0
-server:/export /home nfs4 rw 0 0
-tmpfs /home/me/fast tmpfs rw 0 0
-disk /mnt/my\\040disk ext4 rw 0 0
+server:/export /people nfs4 rw 0 0
+tmpfs /people/me/fast tmpfs rw 0 0
+disk /media/my\\040disk ext4 rw 0 0
 """
 
 
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("/root/.triton", "overlay"),
-        ("/home/me/.triton", "nfs4"),
-        ("/home/me/fast/.triton", "tmpfs"),
-        ("/homework", "overlay"),
-        ("/mnt/my disk/x", "ext4"),
+        ("/var/triton", "overlay"),
+        ("/people/me/.triton", "nfs4"),
+        ("/people/me/fast/.triton", "tmpfs"),
+        ("/peoples", "overlay"),
+        ("/media/my disk/x", "ext4"),
     ],
 )
 def test_the_longest_mount_point_holds_a_path(path, kind):
@@ -31,7 +31,7 @@ def test_the_longest_mount_point_holds_a_path(path, kind):
 @pytest.fixture
 def mounts(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "MOUNTS", tmp_path / "mounts")
-    monkeypatch.setattr(knobs.cache, "dir", "/home/me/.triton/cache")
+    monkeypatch.setattr(knobs.cache, "dir", "/people/me/.triton/cache")
     # Triton writes what is set in the program to the environment too, so that processes below inherit it.
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     return tmp_path / "mounts"
@@ -41,15 +41,15 @@ def test_a_shared_home_is_left_alone(mounts):
     mounts.write_text(MOUNTS)
     moved = cache.keep_cache_local()
     assert str(moved) == knobs.cache.dir
-    assert not moved.is_relative_to("/home")
+    assert not moved.is_relative_to("/people")
 
 
 def test_a_local_folder_stays(mounts):
     mounts.write_text("disk / ext4 rw 0 0\n")
-    assert cache.keep_cache_local() == Path("/home/me/.triton/cache")
+    assert cache.keep_cache_local() == Path("/people/me/.triton/cache")
 
 
 def test_what_the_user_named_stays(mounts, monkeypatch):
     mounts.write_text(MOUNTS)
-    monkeypatch.setenv("TRITON_CACHE_DIR", "/home/me/.triton/cache")
-    assert cache.keep_cache_local() == Path("/home/me/.triton/cache")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/people/me/.triton/cache")
+    assert cache.keep_cache_local() == Path("/people/me/.triton/cache")

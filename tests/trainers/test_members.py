@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from search_space.frame import Frame
+from search_space.mixers.performer import PerformerMixer
 from search_space.vocabulary import CHANNELS, VOCABULARY, read
 from trainers import members as members_module
 from trainers.evaluate import Budget, Job, TaskBudget, evaluate
@@ -25,7 +26,6 @@ TRAINING = Training(steps=4, batch=4, length=16, learning_rate=0.01)
 TEXTS = {
     "gmu": "mamba gmu",
     "cross_layer": "2*cross_layer",
-    "performer": "performer[redraw=2]",
 }
 LAYOUTS = [
     *(TEXTS.get(word, word) for word in VOCABULARY),
@@ -40,6 +40,10 @@ def member(text: str, rate: float, seed: int = 0, training: Training = TRAINING)
     torch.manual_seed(seed)
     frame = Frame(width=32, train_length=16, context=16, batch=4, dtype="float32", vocabulary=TASK.vocabulary)
     model = ProxyModel(read(text), frame)
+    for module in model.modules():
+        if isinstance(module, PerformerMixer):
+            # Within these few steps, so that what is drawn anew is drawn.
+            module.redraw = 2
     return Member(
         model=model,
         training=replace(training, learning_rate=rate),
