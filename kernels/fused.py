@@ -22,19 +22,82 @@ def document_bounds(n, T, cu_seqlens, offsets, C: tl.constexpr):
 
 
 @triton.jit
-def chunk_decays(gate, C: tl.constexpr):
-    """Log-decays [C] → exp(Σ_{j<s≤i}) for j ≤ i else 0 [C, C]; exp(Σ_{s≤i}) and exp(Σ_{s>j}) [C]; exp(Σ all).
+def chunk_sums(gate):
+    """Log-decays [C] → the running sum in two parts; exp(Σ_{s≤i}) and exp(Σ_{s>j}) [C]; exp(Σ all).
 
     Behind a hard decay a mild one would drown in a float32 sum. So the sums are taken in float64 and cut into a whole
     and a fractional part, whose differences are both exact, with no float64 tile.
     """
-    i = tl.arange(0, C)
     wide = gate.to(tl.float64)
     total = tl.cumsum(wide, 0)
     end = tl.sum(wide, 0)
     floor = tl.floor(total)
-    whole, rest = floor.to(tl.float32), (total - floor).to(tl.float32)
-    between = (whole[:, None] - whole[None, :]) + (rest[:, None] - rest[None, :])
-    within = tl.exp(tl.where(i[:, None] >= i[None, :], between, float("-inf")))
-    until = tl.exp((end - total).to(tl.float32))
-    return within, tl.exp(total.to(tl.float32)), until, tl.exp(end.to(tl.float32))
+    since, until = tl.exp(total.to(tl.float32)), tl.exp((end - total).to(tl.float32))
+    return floor.to(tl.float32), (total - floor).to(tl.float32), since, until, tl.exp(end.to(tl.float32))
+
+
+@triton.jit
+def pair_decays(whole, rest, C: tl.constexpr, TURNED: tl.constexpr):
+    """exp(Σ_{j<s≤i}) for j ≤ i else 0 [C, C] from the parts of a running sum: rows i, columns j, or turned."""
+    i = tl.arange(0, C)
+    if TURNED:
+        between = (whole[None, :] - whole[:, None]) + (rest[None, :] - rest[:, None])
+        return tl.exp(tl.where(i[:, None] <= i[None, :], between, float("-inf")))
+    else:
+        between = (whole[:, None] - whole[None, :]) + (rest[:, None] - rest[None, :])
+        return tl.exp(tl.where(i[:, None] >= i[None, :], between, float("-inf")))
+
+
+@triton.jit
+def chunk_decays(gate, C: tl.constexpr):
+    """Log-decays [C] → exp(Σ_{j<s≤i}) for j ≤ i else 0 [C, C]; exp(Σ_{s≤i}) and exp(Σ_{s>j}) [C]; exp(Σ all)."""
+    whole, rest, since, until, fade = chunk_sums(gate)
+    return pair_decays(whole, rest, C, False), since, until, fade
+
+
+@triton.jit
+def chunk_place(own, T, cu_seqlens, offsets, owners, C: tl.constexpr):
+    """First token of the chunk `own` of all documents, and which of its places hold a token: in unused chunks none."""
+    n = tl.load(owners + own).to(tl.int64) if owners is not None else own // tl.cdiv(T, C)
+    first, length, chunk = document_bounds(n, T, cu_seqlens, offsets, C)
+    begin = (own - chunk) * C
+    return first + begin, tl.arange(0, C) < length - begin
+
+
+@triton.jit
+def chunk_products(
+    left,
+    right,
+    states,
+    live,
+    low,
+    STRIDE: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    ACROSS: tl.constexpr,
+    ALONG: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """left rightᵀ [C, C] and left states [C, N], for the columns of the states from `low` on.
+
+    left and right [C, M] have their rows STRIDE apart; states [M, N] have steps of ACROSS and ALONG, so that either of
+    K and V may be M. They point to the chunk's and the head's first number.
+    """
+    i, m = tl.arange(0, CHUNK), tl.arange(0, BLOCK_M)
+    columns = low + tl.arange(0, BLOCK_N)
+    pairs = tl.zeros([CHUNK, CHUNK], tl.float32)
+    through = tl.zeros([CHUNK, BLOCK_N], tl.float32)
+    for start in range(0, M, BLOCK_M):
+        inner = start + m
+        at = i[:, None] * STRIDE + inner[None, :]
+        own = live[:, None] & (inner < M)[None, :]
+        inside = (inner < M)[:, None] & (columns < N)[None, :]
+        rows = tl.load(left + at, mask=own, other=0.0)
+        others = tl.load(right + at, mask=own, other=0.0)
+        S = tl.load(states + inner[:, None] * ACROSS + columns[None, :] * ALONG, mask=inside, other=0.0)
+        pairs += tl.dot(rows, tl.trans(others), input_precision=PRECISION)
+        through += tl.dot(rows, S, input_precision=PRECISION)
+    return pairs, through

@@ -62,5 +62,12 @@ def chunk_offsets(cu_seqlens: Tensor | None, batch: int, time: int, chunk: int) 
     return offsets, time // chunk + len(cu_seqlens) - 1
 
 
+def chunk_owners(offsets: Tensor | None, chunks: int) -> Tensor | None:
+    """The document [chunks] of each chunk, of those behind the last one the last; asks the device nothing."""
+    if offsets is None:
+        return None
+    return torch.searchsorted(offsets[1:-1], torch.arange(chunks, device=offsets.device), right=True)
+
+
 def _pairs(starts: list[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise(starts))

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.configurations import table
+from kernels.compile import ARCHITECTURES, DTYPES
+from kernels.configurations import find, table
 from kernels.probe import Sizes, cast
 from kernels.probes import PROBES, probes_of
 
@@ -204,3 +205,14 @@ def test_every_table_has_a_probe_and_every_probe_a_table():
     for operator in folders:
         assert probes_of(operator)
         assert table(operator)
+
+
+@pytest.mark.parametrize("operator", sorted({probe.operator for probe in PROBES}))
+def test_kernels_of_one_call_have_one_chunk(operator):
+    """What one kernel leaves at the edges of its chunks another one reads there."""
+    rows = [row for row in table(operator) if "CHUNK" in row.blocks]
+    for architecture in (*ARCHITECTURES, "any"):
+        for dtype in DTYPES:
+            for widths in {row.widths for row in rows}:
+                found = [find(operator, row.kernel, widths, dtype, architecture) for row in rows]
+                assert len({row.blocks["CHUNK"] for row in found if row is not None}) <= 1
