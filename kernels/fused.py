@@ -26,9 +26,10 @@ def chunk_sums(gate):
     """Log-decays [C] → the running sum in two parts; exp(Σ_{s≤i}) and exp(Σ_{s>j}) [C]; exp(Σ all).
 
     Behind a hard decay a mild one would drown in a float32 sum. So the sums are taken in float64 and cut into a whole
-    and a fractional part, whose differences are both exact, with no float64 tile.
+    and a fractional part, whose differences are both exact, with no float64 tile. Below -1000 a decay is nought in
+    every type, and a sum of such would lose the digits of what comes after even so.
     """
-    wide = gate.to(tl.float64)
+    wide = tl.maximum(gate.to(tl.float32), -1e3).to(tl.float64)
     total = tl.cumsum(wide, 0)
     end = tl.sum(wide, 0)
     floor = tl.floor(total)

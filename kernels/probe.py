@@ -101,9 +101,9 @@ def gates(generator: Generator, *shape: int, hardest: float = -0.2) -> Tensor:
 
 
 def some_hard(generator: Generator, *shape: int) -> Tensor:
-    """Log-decays of which three in ten are -50, the rest mild, and the first in every row 0."""
+    """Log-decays of which three in ten are -50, one -1e30, the rest mild, and the first in every row 0."""
     mild = gates(generator, *shape, hardest=-0.05)
-    hard = torch.rand(shape, generator=generator) < 0.3
-    mixed = mild.masked_fill(hard, -50.0)
+    draws = torch.rand(shape, generator=generator)
+    mixed = mild.masked_fill(draws < 0.3, -50.0).masked_fill(draws > 0.9, -1e30)
     mixed[:, 0] = 0.0
     return mixed

@@ -86,7 +86,7 @@ def test_float16_equals_the_reference(probe, sizes, near):
 
 @every_probe
 def test_two_runs_agree_to_the_bit(probe):
-    inputs = draw(probe, Sizes(time=70, key=16, value=70, batch=2, heads=4, groups=2))
+    inputs = draw(probe, Sizes(time=70, key=16, value=70))
     first, second = run(probe, "triton", inputs), run(probe, "triton", inputs)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
