@@ -79,7 +79,7 @@ def test_outputs_and_gradients_are_those_of_the_chunk_forms(word, used, shake, m
     largest = max(g.square().mean().sqrt().item() for g in expected[1:])
     for place, (got, wanted) in enumerate(zip(through_triton, expected, strict=True)):
         assert got.isfinite().all()
-        size = max(wanted.square().mean().sqrt().item(), 1e-3 * largest)
+        size = max(wanted.square().mean().sqrt().item(), 1e-2 * largest)
         error = (got - wanted).square().mean().sqrt().item()
         assert error <= 1e-4 * size, f"{place}: {error / size:.1e}"
 
