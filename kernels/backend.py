@@ -91,7 +91,7 @@ def architecture(device: torch.device) -> str | None:
 
 
 def _on_gpu(tensors: tuple[Tensor | None, ...]) -> bool:
-    return any(tensor is not None and tensor.device.type == "cuda" for tensor in tensors)
+    return any(tensor is not None and tensor.is_cuda for tensor in tensors)
 
 
 @lru_cache(maxsize=1)

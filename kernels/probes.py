@@ -1,9 +1,10 @@
 """The open list of probes: every way in which the Triton kernels are tried."""
 
+from kernels.norm.probe import PROBES as NORM
 from kernels.probe import Probe
 from kernels.scalar_decay.probe import PROBES as SCALAR_DECAY
 
-PROBES: tuple[Probe, ...] = (*SCALAR_DECAY,)
+PROBES: tuple[Probe, ...] = (*NORM, *SCALAR_DECAY)
 
 
 def probes_of(operator: str) -> tuple[Probe, ...]:
