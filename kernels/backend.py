@@ -92,9 +92,7 @@ def architecture(device: torch.device) -> str | None:
 
 def _on_gpu(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether the call is for a GPU: its tensors lie there, or a dry run compiles for one."""
-    return TARGET.get() is not None or any(
-        tensor is not None and tensor.device.type == "cuda" for tensor in tensors
-    )
+    return TARGET.get() is not None or any(tensor is not None and tensor.is_cuda for tensor in tensors)
 
 
 @lru_cache(maxsize=1)

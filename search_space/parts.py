@@ -1,35 +1,43 @@
 """Pieces that several mixers are built from: norm, convolution, initial values of decays, counts of attention's work."""
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.norm.ops import rms_norm, unit_norm
 from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from search_space.frame import REFERENCE_WIDTH, Frame, round_to
 
-GATES: Mapping[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch.sigmoid}
-"""What may open and close an output."""
-
 
 class Norm(nn.Module):
-    """Root-mean-square norm over the last dimension: in the weight's type, which autocast leaves wide, returned in x's."""
+    """Root-mean-square norm over the last dimension: in the weight's type, which autocast leaves wide, returned in x's.
+
+    With a gate of x's shape the result is opened by its activation, in the gate's type.
+    """
 
     def __init__(self, width: int, *, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps).to(x.dtype)
+    def forward(self, x: Tensor, gate: Tensor | None = None, *, activation: str = "silu") -> Tensor:
+        return rms_norm(x, self.weight, eps=self.eps, gate=gate, activation=activation)
 
 
-def unit(x: Tensor) -> Tensor:
-    """x over its length by the last dimension; the constant keeps a zero vector at zero."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+def unit(x: Tensor, *, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+    """x over its length by the last dimension, times `scale`; the constant keeps a zero vector at zero."""
+    return unit_norm(x, eps=1e-6, scale=scale, dtype=dtype)
+
+
+def open_heads(x: Tensor, gate: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
+    """x [..., H, P] opened by the SiLU of a gate like it, after a norm of each head if the heads have weights [H, P]."""
+    if weight is None:
+        return x * F.silu(gate)
+    flat, doors = x.flatten(-2), gate.flatten(-2)
+    return rms_norm(flat, weight.float().flatten(), eps=eps, gate=doors, groups=len(weight)).view_as(x)
 
 
 def first_taps(channels: int, taps: int) -> nn.Parameter | None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.linear_cross_entropy.ops import linear_cross_entropy
 from search_space.channel.moe import Experts
 from trainers.model import ProxyModel
 from trainers.tasks.task import IGNORED, Task
@@ -144,7 +144,8 @@ def places_of(targets: Tensor) -> tuple[Tensor, Tensor]:
 def loss_at(model: ProxyModel, tokens: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
     """`loss_of` with its targets given as `places_of` tells them; IGNORED ones may fill the list up."""
     features, extra = model.read(tokens)
-    loss = F.cross_entropy(model.head(features.flatten(0, 1)[places]).float(), wanted, ignore_index=IGNORED)
+    asked = features.flatten(0, 1)[places]
+    loss = linear_cross_entropy(asked, model.head.weight, wanted, ignore_index=IGNORED)
     return loss + torch.stack(extra).sum() if extra else loss
 
 

@@ -14,6 +14,7 @@ from kernels.short_convolution.ops import short_convolution
 from search_space.cost import build_mixer, frames_of
 from search_space.frame import Frame
 from search_space.layout import Layer, Layout
+from search_space.parts import Norm
 from search_space.spec import Stream
 from search_space.vocabulary import channel_of
 
@@ -33,10 +34,10 @@ class Block(nn.Module):
 
     def __init__(self, layer: Layer, frame: Frame) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(frame.width, eps=NORM_EPSILON)
+        self.mixer_norm = Norm(frame.width, eps=NORM_EPSILON)
         self.mixer = build_mixer(layer, frame)
         has_channel = layer.channel.mixer != "none"
-        self.channel_norm = nn.RMSNorm(frame.width, eps=NORM_EPSILON) if has_channel else None
+        self.channel_norm = Norm(frame.width, eps=NORM_EPSILON) if has_channel else None
         self.channel = channel_of(layer.channel).build(frame) if has_channel else None
 
     def start(self, batch: int, max_len: int) -> BlockState:
@@ -135,7 +136,7 @@ class ProxyModel(nn.Module):
             taps[:, -1] += 1.0
         self.stem = nn.Parameter(taps) if stem_taps else None
         self.stack = Stack(layout, frame)
-        self.norm = nn.RMSNorm(frame.width, eps=NORM_EPSILON)
+        self.norm = Norm(frame.width, eps=NORM_EPSILON)
         self.head = nn.Linear(frame.width, frame.vocabulary, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:

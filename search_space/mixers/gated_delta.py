@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from kernels.scalar_delta.ops import scalar_delta, scalar_delta_step
 from search_space.frame import Frame, round_to
 from search_space.parts import (
-    GATES,
     Norm,
     convolve,
     convolve_step,
@@ -118,19 +117,20 @@ class GatedDeltaMixer(Mixer):
     def delta_inputs(self, mixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Queries and keys [..., G, K], values [..., H, V], log-decays and write strengths [..., H], of x [..., D]."""
         q, k, v = mixed.float().split(self.parts, dim=-1)
-        q, k = (unit(part.unflatten(-1, (-1, self.head_dim))) for part in (q, k))
+        q, k = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k))
+        q, k = unit(q, scale=self.head_dim**-0.5), unit(k)
         step = F.softplus(self.forget(x).float() + self.step_bias.float())
         beta = torch.sigmoid(self.write(x).float()) * (2.0 if self.spec.negative else 1.0)
         v = v.unflatten(-1, (self.heads, self.value_dim))
-        return q * self.head_dim**-0.5, k, v, -self.log_rate.float().exp() * step, beta
+        return q, k, v, -self.log_rate.float().exp() * step, beta
 
     def finish(self, read: Tensor, x: Tensor) -> Tensor:
         """Normalise each head of read [..., H, V], gate it by x [..., D], project."""
-        normed = self.norm(read).flatten(-2)
-        if self.gate is not None:
-            gate = GATES[self.spec.gate](self.gate(x))
-            normed = normed.to(gate.dtype) * gate
-        y: Tensor = self.out(normed if self.gate else normed.to(x.dtype))
+        if self.gate is None:
+            normed = self.norm(read).to(x.dtype)
+        else:
+            normed = self.norm(read, self.gate(x).view(read.shape), activation=self.spec.gate)
+        y: Tensor = self.out(normed.flatten(-2))
         return y
 
     def forward(self, x: Tensor, state: GatedDeltaState | None = None) -> tuple[Tensor, Any]:

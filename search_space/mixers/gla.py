@@ -127,8 +127,7 @@ class GLAMixer(Mixer):
 
     def finish(self, read: Tensor, x: Tensor) -> Tensor:
         """Normalise each head of read [..., H, V], gate it by x [..., D], project."""
-        gate = F.silu(self.gate(x))
-        y: Tensor = self.out(self.norm(read).flatten(-2).to(gate.dtype) * gate)
+        y: Tensor = self.out(self.norm(read, self.gate(x).view(read.shape)).flatten(-2))
         return y
 
     def forward(self, x: Tensor, state: GLAState | None = None) -> tuple[Tensor, Any]:

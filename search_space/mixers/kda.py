@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from kernels.channel_delta.ops import channel_delta, channel_delta_step
 from search_space.frame import Frame
 from search_space.parts import (
-    GATES,
     Norm,
     convolve,
     convolve_step,
@@ -125,7 +124,8 @@ class KDAMixer(Mixer):
     def delta_inputs(self, mixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys and log-decays [..., H, K], values [..., H, V], write strengths [..., H], of x [..., D]."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in mixed.split(self.parts, dim=-1))
-        q, k = unit(q.float()) * self.head_dim**-0.5, unit(k.float())
+        q = unit(q, scale=self.head_dim**-0.5, dtype=torch.float32)
+        k = unit(k, dtype=torch.float32)
         step = (self.forget_up(self.forget_down(x)).float() + self.step_bias.float()).unflatten(
             -1, (self.heads, -1)
         )
@@ -137,11 +137,12 @@ class KDAMixer(Mixer):
 
     def finish(self, read: Tensor, x: Tensor) -> Tensor:
         """Normalise each head of read [..., H, V], gate it by x [..., D], project."""
-        normed = self.norm(read).flatten(-2)
-        if self.gate_down is not None and self.gate_up is not None:
-            gate = GATES[self.spec.gate](self.gate_up(self.gate_down(x)))
-            normed = normed.to(gate.dtype) * gate
-        y: Tensor = self.out(normed if self.gate_up else normed.to(x.dtype))
+        if self.gate_down is None or self.gate_up is None:
+            normed = self.norm(read).to(x.dtype)
+        else:
+            gate = self.gate_up(self.gate_down(x)).view(read.shape)
+            normed = self.norm(read, gate, activation=self.spec.gate)
+        y: Tensor = self.out(normed.flatten(-2))
         return y
 
     def forward(self, x: Tensor, state: KDAState | None = None) -> tuple[Tensor, Any]:

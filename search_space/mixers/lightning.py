@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.norm.ops import rms_norm
 from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from search_space.frame import Frame, Place
 from search_space.parts import fit_groups, fit_heads
@@ -96,9 +97,16 @@ class LightningMixer(Mixer):
 
     def finish(self, read: Tensor, x: Tensor) -> Tensor:
         """Normalise read [..., H, K] by group, gate it by x [..., D], project."""
-        grouped = read.float().flatten(-2).unflatten(-1, (self.groups, -1))
-        normed = F.rms_norm(grouped, grouped.shape[-1:], eps=EPSILON).flatten(-2) * self.norm_weight.float()
-        y: Tensor = self.out(normed.to(x.dtype) * torch.sigmoid(self.gate(x)))
+        normed = rms_norm(
+            read.flatten(-2),
+            self.norm_weight.float(),
+            eps=EPSILON,
+            gate=self.gate(x),
+            activation="sigmoid",
+            groups=self.groups,
+            dtype=x.dtype,
+        )
+        y: Tensor = self.out(normed)
         return y
 
     def forward(self, x: Tensor, state: LightningState | None = None) -> tuple[Tensor, Any]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.log_linear.ops import log_linear, log_linear_step
+from kernels.norm.ops import rms_norm
 from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from search_space.frame import Frame
 from search_space.parts import decay_bias, fit_heads, log_rates, unit
@@ -145,19 +146,19 @@ class LogLinearMixer(Mixer):
         if not self.delta:
             return q, k, v * step[..., None], log_decay, F.softplus(gain), None
         beta = torch.sigmoid(numbers[..., self.heads :].float())
-        return unit(q) * self.state_size**-0.5, unit(k), v, log_decay, F.softplus(gain), beta
+        return unit(q, scale=self.state_size**-0.5), unit(k), v, log_decay, F.softplus(gain), beta
 
     def finish(self, read: Tensor, mixed: Tensor, gate: Tensor) -> Tensor:
         """Gate what was read [..., H, P]: after each head's norm, or before one norm of all, behind a skip connection."""
-        if self.skip is not None:
-            values = mixed[..., : self.inner].float().unflatten(-1, read.shape[-2:])
-            read = (read + values * self.skip.float()[:, None]).flatten(-2) * F.silu(gate.float())
-        read = F.rms_norm(
-            read, read.shape[-1:], self.norm_weight.float(), 1e-5 if self.skip is not None else 1e-6
-        )
+        weight = self.norm_weight.float()
         if self.skip is None:
-            read = read.flatten(-2) * F.silu(gate.float())
-        y: Tensor = self.out(read.to(gate.dtype))
+            wide = gate.float().unflatten(-1, read.shape[-2:])
+            normed = rms_norm(read, weight, eps=1e-6, gate=wide).flatten(-2).to(gate.dtype)
+        else:
+            values = mixed[..., : self.inner].float().unflatten(-1, read.shape[-2:])
+            read = (read + values * self.skip.float()[:, None]).flatten(-2)
+            normed = rms_norm(read, weight, eps=1e-5, gate=gate, before=True)
+        y: Tensor = self.out(normed)
         return y
 
     def forward(self, x: Tensor, state: LogLinearState | None = None) -> tuple[Tensor, Any]:

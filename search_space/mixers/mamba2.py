@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.norm.ops import rms_norm
 from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from kernels.short_convolution.ops import short_convolution, short_convolution_step
 from search_space.frame import Frame
@@ -133,10 +134,9 @@ class Mamba2Mixer(Mixer):
 
     def finish(self, scanned: Tensor, x: Tensor, gate: Tensor) -> Tensor:
         """Skip connection, gate, RMS norm by group, output projection; scanned and x are [..., H, P]."""
-        y = (scanned.to(x.dtype) + x * self.skip[:, None].to(x.dtype)).flatten(-2) * F.silu(gate)
-        grouped = y.float().unflatten(-1, (self.groups, -1))
-        grouped = grouped * torch.rsqrt(grouped.square().mean(-1, keepdim=True) + 1e-5)
-        result: Tensor = self.out((grouped.flatten(-2) * self.norm_weight.float()).to(gate.dtype))
+        y = (scanned.to(x.dtype) + x * self.skip[:, None].to(x.dtype)).flatten(-2)
+        normed = rms_norm(y, self.norm_weight.float(), eps=1e-5, gate=gate, before=True, groups=self.groups)
+        result: Tensor = self.out(normed)
         return result
 
     def forward(self, x: Tensor, state: Mamba2State | None = None) -> tuple[Tensor, Any]:

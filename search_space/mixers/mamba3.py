@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kernels.trapezoid.ops import trapezoid, trapezoid_step
 from search_space.frame import Frame
-from search_space.parts import Norm, decay_bias, fit_groups, fit_heads
+from search_space.parts import Norm, decay_bias, fit_groups, fit_heads, open_heads
 from search_space.rotary import turn_pairs, turns
 from search_space.setting import choice
 from search_space.spec import DTYPES, CacheTensor, Cost, Mixer, MixerSpec, Reach
@@ -162,9 +162,7 @@ class Mamba3Mixer(Mixer):
     def finish(self, read: Tensor, value: Tensor, gate: Tensor) -> Tensor:
         """Skip connection, norm, gate, sum over ranks, projection; read and value [..., R, H, P], gate [..., H, P]."""
         y = read.to(gate.dtype) + value * self.skip[:, None].to(gate.dtype)
-        if self.norm_weight is not None:
-            y = (F.rms_norm(y.float(), y.shape[-1:], eps=EPSILON) * self.norm_weight.float()).to(gate.dtype)
-        y = y * F.silu(self.rows(gate, self.gate_spread))
+        y = open_heads(y, self.rows(gate, self.gate_spread), self.norm_weight, eps=EPSILON)
         if self.gather is not None:
             y = y * self.gather.to(y.dtype)
         result: Tensor = self.out(y.sum(-3).flatten(-2))

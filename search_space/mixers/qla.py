@@ -127,10 +127,11 @@ class QLAMixer(Mixer):
 
     def finish(self, read: Tensor, x: Tensor) -> Tensor:
         """Normalise each head of read [..., H, K], gate it by x [..., D], project."""
-        y = self.norm(read).flatten(-2).to(x.dtype)
-        if self.gate is not None:
-            y = y * torch.sigmoid(self.gate(x))
-        result: Tensor = self.out(y)
+        if self.gate is None:
+            y = self.norm(read).to(x.dtype)
+        else:
+            y = self.norm(read, self.gate(x).view(read.shape), activation="sigmoid")
+        result: Tensor = self.out(y.flatten(-2))
         return result
 
     def forward(self, x: Tensor, state: QLAState | None = None) -> tuple[Tensor, Any]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.norm.ops import rms_norm
 from kernels.scalar_decay.ops import scalar_decay, scalar_decay_step
 from search_space.frame import Frame
 from search_space.parts import fit_heads
@@ -106,8 +106,8 @@ class RetNetMixer(Mixer):
 
     def finish(self, read: Tensor, x: Tensor) -> Tensor:
         """Normalise each head of read [..., H, V], gate by x [..., D], project."""
-        normed = F.rms_norm(read.float(), (self.value_dim,), eps=EPSILON).flatten(-2).to(x.dtype)
-        y: Tensor = self.out(normed * F.silu(self.gate(x)))
+        gate = self.gate(x).view(read.shape)
+        y: Tensor = self.out(rms_norm(read, None, eps=EPSILON, gate=gate, dtype=x.dtype).flatten(-2))
         return y
 
     def forward(self, x: Tensor, state: RetNetState | None = None) -> tuple[Tensor, Any]:
