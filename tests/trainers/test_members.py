@@ -1,5 +1,6 @@
 """Members trained stacked end where they would have ended alone, whatever their layout is."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -12,8 +13,8 @@ from search_space.vocabulary import CHANNELS, VOCABULARY, read
 from trainers import members as members_module
 from trainers.evaluate import Budget, Job, TaskBudget, evaluate
 from trainers.graph import fit, prepare
-from trainers.loop import NotFinite, OutOfTime, Trained, Training, train
-from trainers.members import Member, train_members
+from trainers.loop import NotFinite, OutOfTime, Trained, Training, loss_at, places_of, train
+from trainers.members import Member, Stack, train_members
 from trainers.model import ProxyModel
 from trainers.outcome import Measured, Unfit
 from trainers.tasks.mqar import Mqar
@@ -65,17 +66,41 @@ def test_stacked_is_as_alone(text: str) -> None:
     drawn = [(0.003, 0), (0.02, 0), (0.01, 5)]
     stacked, single = ([member(text, rate, seed) for rate, seed in drawn] for _ in range(2))
     together = train_members(stacked, TASK, device=CPU)
-    for got, one, other in zip(together, single, stacked, strict=True):
+    for got, one in zip(together, single, strict=True):
         expected = alone(one)
         assert isinstance(got, Trained) and isinstance(expected, Trained)
         assert got.tokens == expected.tokens and got.stepping == "eager"
         for (step, loss), (wanted_step, wanted) in zip(got.curve, expected.curve, strict=True):
-            assert step == wanted_step and loss == pytest.approx(wanted, rel=2e-4)
-        for (name, weight), wanted_weight in zip(
-            other.model.named_parameters(), one.model.parameters(), strict=True
-        ):
-            moved = (wanted_weight - weight).norm() / (wanted_weight.norm() + 1e-3)
-            assert moved < 5e-3, f"{name}: {moved:.1e}"
+            # AdamW turns a gradient of nearly nought into a whole step of either sign, so that rounding grows.
+            assert step == wanted_step and loss == pytest.approx(wanted, rel=3e-3)
+
+
+@pytest.mark.parametrize("text", LAYOUTS)
+def test_each_has_the_loss_and_the_gradients_that_it_has_alone(text: str) -> None:
+    models = [member(text, 0.01, seed).model for seed in (1, 2, 3)]
+    batch = TASK.batch(4, 16, torch.Generator().manual_seed(0))
+    drawn = (batch.tokens, *places_of(batch.targets))
+    expected = []
+    for model in models:
+        model.train()
+        before = copy.deepcopy(model.state_dict())
+        loss = loss_at(model, *drawn)
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        model.load_state_dict(before)
+        expected.append((loss.item(), gradients))
+    stack = Stack(models)
+    losses = stack.losses(*drawn)
+    stack.backward(losses)
+    for model, loss, (wanted, gradients) in zip(models, losses.tolist(), expected, strict=True):
+        assert loss == pytest.approx(wanted, rel=1e-5)
+        largest = max(gradient.norm().item() for gradient in gradients if gradient is not None)
+        for (name, weight), gradient in zip(model.named_parameters(), gradients, strict=True):
+            if gradient is None:
+                assert weight.grad is None or not weight.grad.any()
+                continue
+            assert weight.grad is not None
+            apart = (weight.grad - gradient).norm().item()
+            assert apart <= 1e-4 * max(gradient.norm().item(), 1e-2 * largest), f"{name}: {apart:.1e}"
 
 
 def test_members_of_one_seed_share_their_batches(monkeypatch: pytest.MonkeyPatch) -> None:
