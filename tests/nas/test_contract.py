@@ -388,7 +388,7 @@ def test_doctor_tries_the_real_thing(run: Run, url: str) -> None:
     said = run("doctor", "--storage", url, "--json")
     assert said.code == 0
     findings = {item["check"]: item for item in said.json}
-    assert set(findings) == {"python", "packages", "device", "storage", "trial"}
+    assert set(findings) == {"python", "packages", "device", "kernels", "storage", "trial"}
     assert "six mixers" in findings["trial"]["said"]
 
 
@@ -409,7 +409,7 @@ def test_every_command_and_option_has_help() -> None:
     commands = getattr(group, "commands")  # noqa: B009
     assert set(commands) == {
         "search", "front", "trials", "show", "cost", "measure", "evaluate", "mixers", "space", "report",
-        "dashboard", "doctor",
+        "dashboard", "doctor", "warm", "tune",
     }  # fmt: skip
     bare = [
         f"{name} {parameter.name}"
