@@ -17,7 +17,7 @@ from kernels.backend import INTERPRETER, TRITON_DTYPES, Backend, architecture
 from kernels.check import deviations
 from kernels.compile import compile_calls
 from kernels.configurations import ANY, find, table
-from kernels.probe import Inputs, Probe, Sizes, cast, fitting, token_of
+from kernels.probe import Inputs, Probe, Sizes, cast, differentiable, fitting, token_of
 from kernels.probes import PROBES
 from kernels.tune import median_ms
 
@@ -53,7 +53,11 @@ def plan(operators: Sequence[str] | None, device: torch.device, *, toy: bool) ->
     for probe in PROBES:
         if operators and probe.operator not in operators:
             continue
-        bounds = {row.widths for row in table(probe.operator) if row.architecture in (ANY, place)}
+        bounds = {
+            row.widths
+            for row in table(probe.operator)
+            if row.architecture in (ANY, place) and probe.asks(row.kernel)
+        }
         for widths in sorted(bounds)[: 1 if toy else None]:
             sizes = TOY_SHAPES["toy"] if toy else replace(fitting(probe, widths), time=130)
             calls.append(
@@ -140,7 +144,7 @@ def _train(call: Call, device: torch.device) -> list[dict[str, Any]]:
     for phase in ("forward", "forward and backward") if call.probe.backward else ("forward",):
         gradients = phase != "forward"
         leaves = {
-            name: x.detach().requires_grad_(gradients and x.is_floating_point()) for name, x in drawn.items()
+            name: x.detach().requires_grad_(gradients and differentiable(x)) for name, x in drawn.items()
         }
         row: dict[str, Any] = {
             "operator": call.probe.operator,
@@ -233,7 +237,7 @@ def _served(probe: Probe, sizes: Sizes, dtype: str, place: str) -> Sizes | None:
             if width is None
             else replace(sizes, key=min(sizes.key, width), value=min(sizes.value, width))
         )
-        kernels = {row.kernel for row in table(probe.operator)}
+        kernels = {row.kernel for row in table(probe.operator) if probe.asks(row.kernel)}
         kernel = "forward" if "forward" in kernels else sorted(kernels)[0]
         if find(probe.operator, kernel, probe.widths(own), dtype, place):
             return own

@@ -26,11 +26,13 @@ def resolve(
     widths: Mapping[str, int] | None = None,
     kernel: str = "forward",
     missing: str | None = None,
+    complex_numbers: bool = False,
 ) -> Implementation:
     """The implementation that answers a call of `operator` on these tensors; ValueError where none does.
 
     `auto` is Triton on a GPU where the table has a configuration for these widths, else the chunk form. `missing`
-    says, where it is so, what about this call no Triton kernel of the operator can do.
+    says, where it is so, what about this call no Triton kernel of the operator can do; `complex_numbers` that its
+    kernels take complex64 too.
     """
     if backend == "reference":
         return "reference"
@@ -38,7 +40,9 @@ def resolve(
         return "chunked"
     if backend not in ("auto", "triton"):
         raise ValueError(f"{operator}: backend={backend!r} is not one of auto, reference, chunked, triton")
-    reason = missing or why_not_triton(operator, tensors, widths or {}, kernel)
+    reason = missing or why_not_triton(
+        operator, tensors, widths or {}, kernel, complex_numbers=complex_numbers
+    )
     if reason is None:
         return "triton"
     if backend == "auto":
@@ -47,7 +51,12 @@ def resolve(
 
 
 def why_not_triton(
-    operator: str, tensors: tuple[Tensor | None, ...], widths: Mapping[str, int], kernel: str = "forward"
+    operator: str,
+    tensors: tuple[Tensor | None, ...],
+    widths: Mapping[str, int],
+    kernel: str = "forward",
+    *,
+    complex_numbers: bool = False,
 ) -> str | None:
     """Why no Triton kernel can answer a call of `operator` on these tensors; None where one can."""
     operator = operator.removesuffix("_step")
@@ -59,9 +68,13 @@ def why_not_triton(
     devices = {tensor.device for tensor in given}
     if len(devices) > 1:
         return f"the tensors lie on {sorted(map(str, devices))}, but must lie on one device"
+    taken = {*TRITON_DTYPES, torch.complex64} if complex_numbers else {*TRITON_DTYPES}
     for tensor in given:
-        if tensor.is_floating_point() and tensor.dtype not in TRITON_DTYPES:
-            return f"a tensor is {tensor.dtype}, but the Triton kernels take float32, float16 and bfloat16"
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in taken:
+            return (
+                f"a tensor is {tensor.dtype}, but the Triton kernels take float32, float16 and bfloat16"
+                + (", and complex64" if complex_numbers else "")
+            )
     here = architecture(next(iter(devices), torch.device("cpu")))
     if here is None:
         return (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend
-from kernels.probe import Inputs, Probe, Sizes, cast, token_of
+from kernels.probe import Inputs, Probe, Sizes, cast, converted, differentiable, noise, token_of
 
 BOUNDS = {"output": 5e-3, "gradient": 8e-3, "loose": 2e-2}
 """Of float16 and bfloat16."""
@@ -50,7 +50,9 @@ def results(
 ) -> dict[str, Tensor]:
     """Outputs, gradients for arbitrary cotangents, and a step's outputs, by name; computed in `dtype` if one is given."""
     leaves = {
-        name: x.detach().to(dtype or x.dtype).requires_grad_(probe.backward) if x.is_floating_point() else x
+        name: converted(x.detach(), dtype or x.dtype).requires_grad_(probe.backward)
+        if differentiable(x)
+        else x
         for name, x in inputs.items()
     }
     outputs = probe.call(backend, leaves)
@@ -58,7 +60,7 @@ def results(
     if probe.backward:
         asked = [x for x in outputs if x.requires_grad]
         draws = torch.Generator().manual_seed(SEED)
-        cotangents = [torch.randn(x.shape, generator=draws).to(x) for x in asked]
+        cotangents = [noise(x, draws) for x in asked]
         named = {name: x for name, x in leaves.items() if x.requires_grad}
         gradients = torch.autograd.grad(asked, list(named.values()), cotangents, allow_unused=True)
         for (name, x), gradient in zip(named.items(), gradients, strict=True):
@@ -72,11 +74,11 @@ def results(
 
 def distance(actual: Tensor, expected: Tensor) -> float:
     """RMS of the difference over the RMS of what is expected; infinite where something is not finite."""
-    wide, right = actual.double(), expected.double()
+    wide, right = converted(actual, torch.float64), converted(expected, torch.float64)
     if not bool(wide.isfinite().all()):
         return float("inf")
-    size = max(right.square().mean().sqrt().item(), FLOOR)
-    return (wide - right).square().mean().sqrt().item() / size
+    size = max(right.abs().square().mean().sqrt().item(), FLOOR)
+    return (wide - right).abs().square().mean().sqrt().item() / size
 
 
 def _bound(probe: Probe, name: str, dtype: torch.dtype) -> float:

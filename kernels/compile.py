@@ -23,7 +23,7 @@ import triton
 from kernels.backend import TRITON_DTYPES
 from kernels.configurations import ANY, table
 from kernels.launch import Compiled, dry_run
-from kernels.probe import Probe, Sizes, cast, fitting, token_of
+from kernels.probe import Probe, Sizes, cast, differentiable, fitting, token_of
 from kernels.probes import PROBES
 
 ARCHITECTURES = ("sm_80", "sm_90")
@@ -62,21 +62,20 @@ def footprints(operator: str, architecture: str, dtypes: Sequence[str]) -> list[
 
 
 def _calls(operator: str, architecture: str, dtypes: Sequence[str]) -> Iterator[tuple[Probe, Sizes, str]]:
-    bounds = sorted(
-        {(row.widths, row.dtype) for row in table(operator) if row.architecture in (ANY, architecture)}
-    )
+    rows = [row for row in table(operator) if row.architecture in (ANY, architecture)]
     for probe in PROBES:
         if probe.operator != operator:
             continue
-        for widths, dtype in bounds:
-            for own in dtypes if dtype == ANY else (dtype,):
-                yield probe, fitting(probe, widths), own
+        own = {(row.widths, row.dtype) for row in rows if probe.asks(row.kernel)}
+        for widths, dtype in sorted(own):
+            for each in dtypes if dtype == ANY else (dtype,):
+                yield probe, fitting(probe, widths), each
 
 
 def exercise(probe: Probe, sizes: Sizes, dtype: torch.dtype) -> None:
     """Forward, backward and step of a probe through Triton; within a dry run this compiles its kernels."""
     drawn = cast(probe, probe.draw(sizes, torch.Generator().manual_seed(0)), dtype)
-    inputs = {name: x.requires_grad_() if x.is_floating_point() else x for name, x in drawn.items()}
+    inputs = {name: x.requires_grad_() if differentiable(x) else x for name, x in drawn.items()}
     outputs = probe.call("triton", inputs)
     if probe.backward:
         asked = [x for x in outputs if x.requires_grad]

@@ -94,6 +94,20 @@ def padded(width: int) -> int:
     return max(16, int(triton.next_power_of_2(width)))
 
 
+def by_rows(x: Tensor) -> tuple[Tensor, int]:
+    """x [B, T, D] and how many numbers its rows lie apart: a slice of a wider tensor as it is, not copied.
+
+    Row t of batch entry b is the row b·T + t. What does not lie so evenly is copied.
+    """
+    batch, time, width = x.shape
+    if x.is_contiguous():
+        return x, width
+    apart = x.stride(0) if time == 1 else x.stride(1)
+    if x.stride(2) == 1 and (batch == 1 or x.stride(0) == time * apart):
+        return x, apart
+    return x.contiguous(), width
+
+
 class _NoDevice:
     """Stands in for Triton's driver while kernels are only compiled."""
 

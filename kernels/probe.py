@@ -36,10 +36,10 @@ Call = Callable[[Backend, Inputs], tuple[Tensor, ...]]
 class Probe:
     """One way of calling an operator, with all that a check of it needs to know.
 
-    `draw` gives the inputs in float32 on the CPU (or whole numbers, which carry no gradient); `call` hands them to the
-    operator by name. Of the inputs `wide` stay in float32 whatever the type of the others, `timed` have their time on
-    axis 1, and `carried` maps a state's input to the place of its successor among the outputs. `step` takes the inputs
-    of one token, `timed` ones without their axis of time; `packed` takes cu_seqlens besides.
+    `draw` gives the inputs in float32 or complex64 on the CPU (or whole numbers, which carry no gradient); `call`
+    hands them to the operator by name. Of the inputs `wide` stay in float32 whatever the type of the others, `timed`
+    have their time on axis 1, and `carried` maps a state's input to the place of its successor among the outputs.
+    `step` takes the inputs of one token, `timed` ones without their axis of time; `packed` takes cu_seqlens besides.
     """
 
     operator: str
@@ -48,6 +48,8 @@ class Probe:
     call: Call
     widths: Callable[[Sizes], tuple[int, ...]]
     """The sizes that the operator's table of configurations goes by."""
+    kernels: tuple[str, ...] = ()
+    """Those of the table whose rows go by these widths; all of them where none is named."""
     wide: tuple[str, ...] = ()
     timed: tuple[str, ...] = ()
     carried: Mapping[str, int] = field(default_factory=dict)
@@ -62,11 +64,33 @@ class Probe:
         """operator: name."""
         return f"{self.operator}: {self.name}"
 
+    def asks(self, kernel: str) -> bool:
+        """Whether the rows of this kernel go by the probe's widths."""
+        return not self.kernels or kernel in self.kernels
+
+
+def differentiable(x: Tensor) -> bool:
+    """Whether a tensor can carry a gradient: numbers with a fraction can, complex ones among them."""
+    return x.is_floating_point() or x.is_complex()
+
+
+def converted(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a type, or in the complex type as wide, of which complex64 is the narrowest; whole numbers stay."""
+    if x.is_complex():
+        return x.to(torch.complex128 if dtype in (torch.float64, torch.complex128) else torch.complex64)
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def noise(x: Tensor, generator: Generator) -> Tensor:
+    """Normal numbers of the shape, type and device of x."""
+    kind = torch.complex64 if x.is_complex() else torch.float32
+    return torch.randn(x.shape, generator=generator, dtype=kind).to(x)
+
 
 def cast(probe: Probe, inputs: Inputs, dtype: torch.dtype, device: torch.device | str = "cpu") -> Inputs:
     """The inputs on a device, in a type: but for the wide ones and whole numbers."""
     return {
-        name: x.to(device=device, dtype=x.dtype if name in probe.wide or not x.is_floating_point() else dtype)
+        name: (x if name in probe.wide else converted(x, dtype)).to(device=device)
         for name, x in inputs.items()
     }
 

@@ -18,7 +18,7 @@ import torch
 from kernels.backend import INTERPRETER, TRITON_DTYPES, architecture
 from kernels.check import deviations
 from kernels.configurations import Configuration, path_of, read, table, trying, write
-from kernels.probe import Probe, Sizes, cast, fitting, token_of
+from kernels.probe import Probe, Sizes, cast, differentiable, fitting, token_of
 from kernels.probes import probes_of
 
 FIXED = ("CHUNK",)
@@ -70,7 +70,7 @@ def tune_row(
     most: int,
 ) -> Tuned:
     """Try at most `most` candidates of one row on the probes of its operator."""
-    probe = probes_of(operator)[0]
+    probe = next(one for one in probes_of(operator) if one.asks(row.kernel))
     own = replace(row, architecture=architecture(device) or INTERPRETER, dtype=TRITON_DTYPES[dtype])
     best, best_ms, before_ms, wrong, unfit, tried = own, float("inf"), float("inf"), 0, 0, 0
     for candidate in list(candidates(own))[:most]:
@@ -124,7 +124,7 @@ def _time_ms(probe: Probe, kernel: str, sizes: Sizes, dtype: torch.dtype, device
         return median_ms(lambda: step("triton", token), device)
     if not kernel.startswith("backward"):
         return median_ms(lambda: probe.call("triton", drawn), device)
-    leaves = {name: x.requires_grad_() if x.is_floating_point() else x for name, x in drawn.items()}
+    leaves = {name: x.requires_grad_() if differentiable(x) else x for name, x in drawn.items()}
 
     def both() -> None:
         outputs = [x for x in probe.call("triton", leaves) if x.requires_grad]

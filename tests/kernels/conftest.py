@@ -59,6 +59,9 @@ def _no_rescue(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def _near(actual: Tensor, expected: Tensor, bound: float = 1e-5, floor: float = 0.0, name: str = "") -> None:
     assert actual.shape == expected.shape, name
+    assert actual.is_complex() == expected.is_complex(), name
+    if actual.is_complex():
+        actual, expected = torch.view_as_real(actual), torch.view_as_real(expected)
     assert actual.isfinite().all(), f"{name}: not finite"
     assert expected.isfinite().all(), f"{name}: the expectation is not finite"
     size = max(expected.double().square().mean().sqrt().item(), floor)
@@ -68,7 +71,7 @@ def _near(actual: Tensor, expected: Tensor, bound: float = 1e-5, floor: float = 
 
 @pytest.fixture
 def near() -> Callable[..., None]:
-    """Asserts that both are finite and that the RMS of the error is within `bound` of the expectation's RMS."""
+    """Asserts that both are finite, real or complex alike, and that the RMS of the error is within `bound` of the expectation's RMS."""
     return _near
 
 

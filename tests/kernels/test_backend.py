@@ -42,6 +42,16 @@ def test_bfloat16_is_not_interpreted():
         resolve("triton", "scalar_decay", torch.ones(1, dtype=torch.bfloat16), widths={"K": 16, "V": 16})
 
 
+def test_complex_numbers_go_to_kernels_that_take_them():
+    narrow, wide = torch.ones(1, dtype=torch.complex64), torch.ones(1, dtype=torch.complex128)
+    widths = {"K": 16, "V": 16}
+    with pytest.raises(ValueError, match=r"torch.complex64, but .* float32, float16 and bfloat16; use"):
+        resolve("triton", "scalar_decay", narrow, widths=widths)
+    with pytest.raises(ValueError, match=r"torch.complex128, but .* and bfloat16, and complex64; use"):
+        resolve("triton", "scalar_decay", wide, widths=widths, complex_numbers=True)
+    assert resolve("triton", "scalar_decay", narrow, widths=widths, complex_numbers=True) == "triton"
+
+
 def test_auto_takes_triton_on_a_gpu_it_has_configurations_for(monkeypatch):
     """No GPU is needed: a tensor of the meta device stands in for one."""
     x = torch.ones(1, device="meta")

@@ -7,7 +7,7 @@ import torch
 
 from kernels.compile import ARCHITECTURES, DTYPES
 from kernels.configurations import find, table, widest
-from kernels.probe import Sizes, cast
+from kernels.probe import Sizes, cast, converted, differentiable, noise
 from kernels.probes import PROBES, probes_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,7 +35,9 @@ def draw(probe, sizes, dtype=torch.float32, seed=0):
 def run(probe, backend, inputs, call=None, dtype=None):
     """Outputs, and the gradients of all inputs for arbitrary cotangents, by name."""
     leaves = {
-        name: x.detach().to(dtype or x.dtype).requires_grad_(probe.backward) if x.is_floating_point() else x
+        name: converted(x.detach(), dtype or x.dtype).requires_grad_(probe.backward)
+        if differentiable(x)
+        else x
         for name, x in inputs.items()
     }
     outputs = (call or probe.call)(backend, leaves)
@@ -43,7 +45,7 @@ def run(probe, backend, inputs, call=None, dtype=None):
     if probe.backward:
         asked = [x for x in outputs if x.requires_grad]
         draws = torch.Generator().manual_seed(7)
-        cotangents = [torch.randn(x.shape, generator=draws).to(x) for x in asked]
+        cotangents = [noise(x, draws) for x in asked]
         named = {name: x for name, x in leaves.items() if x.requires_grad}
         gradients = torch.autograd.grad(asked, list(named.values()), cotangents, allow_unused=True)
         for (name, x), gradient in zip(named.items(), gradients, strict=True):
@@ -81,7 +83,7 @@ def test_float16_equals_the_reference(probe, sizes, near):
     expected = run(probe, "reference", inputs, dtype=torch.float64)
     actual = run(probe, "triton", inputs)
     for name, x in inputs.items():
-        if probe.backward and x.is_floating_point():
+        if probe.backward and differentiable(x):
             assert actual[f"gradient of {name}"].dtype == x.dtype
     compare(probe, actual, expected, HALF_BOUNDS, near)
 
@@ -119,7 +121,7 @@ def test_cut_anywhere(probe, cut, near):
         part.update({name: results[place] for name, place in probe.carried.items()})
     near(torch.cat(outputs, 1), whole[0])
     for name, place in probe.carried.items():
-        near(part[name].float(), whole[place].float(), name=name)
+        near(part[name], whole[place], name=name)
 
 
 @every_probe
@@ -135,9 +137,7 @@ def test_a_step_equals_the_reference(probe, dtype, near):
             name: x[:, 0] if name in probe.timed else x for name, x in draw(probe, sizes, dtype).items()
         }
         with torch.no_grad():
-            expected = probe.step(
-                "reference", {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
-            )
+            expected = probe.step("reference", {n: converted(x, torch.float64) for n, x in inputs.items()})
             actual = probe.step("triton", inputs)
         for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
             near(a, b, 1e-5 if dtype == torch.float32 else 5e-3, floor=1e-4, name=f"output {i}")
@@ -169,7 +169,7 @@ def test_packed_documents(probe, near):
     near(together["output 0"], torch.cat([outputs[0] for outputs in apart], 1))
     changed = {name: x.clone() for name, x in packed.items()}
     for name in probe.timed:
-        if name in changed and changed[name].is_floating_point():
+        if name in changed and differentiable(changed[name]):
             changed[name][:, 5:69] *= 0.5
     after = probe.packed("triton", changed, cu_seqlens)[0]
     for span in (slice(None, 5), slice(69, None)):
@@ -179,22 +179,22 @@ def test_packed_documents(probe, near):
 
 @every_probe
 def test_what_it_cannot_do_is_named(probe):
-    with pytest.raises(ValueError, match=r"float64.*take float32, float16 and bfloat16"):
+    with pytest.raises(ValueError, match=r"(float64|complex128).*take float32, float16 and bfloat16"):
         probe.call(
             "triton",
-            draw(probe, Sizes(time=4), torch.float64)
-            | {name: x.double() for name, x in draw(probe, Sizes(time=4)).items() if x.is_floating_point()},
+            {name: converted(x, torch.float64) for name, x in draw(probe, Sizes(time=4)).items()},
         )
 
 
 @every_probe
 def test_too_wide_is_named(probe):
-    width = max(2048, 2 * max(widest(probe.operator, "forward")))
+    width = max(2048, 2 * max(widest(probe.operator, (probe.kernels or ("forward",))[0])))
     sizes = Sizes(time=2, key=width, value=width, heads=1)
     if width > WIDEST or probe.widths(sizes) == probe.widths(replace(sizes, key=16, value=16)):
         pytest.skip("takes any width")
+    wide = max(probe.widths(sizes))
     with pytest.raises(
-        ValueError, match=rf"no configuration serves .*{width}.* the table goes up to .*backend='auto'"
+        ValueError, match=rf"no configuration serves .*={wide}.* the table goes up to .*backend='auto'"
     ):
         probe.call("triton", draw(probe, sizes))
 
