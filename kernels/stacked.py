@@ -8,12 +8,13 @@ Letters: M members, B batch.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.utils._pytree import tree_map
 
 P = ParamSpec("P")
@@ -37,6 +38,11 @@ def stackable(
 
     def decorate(operator: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(operator)
+        kinds = {
+            **dict.fromkeys(shared, "shared"),
+            **dict.fromkeys(own, "own"),
+            **dict.fromkeys(each, "each"),
+        }
 
         @wraps(operator)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -47,47 +53,25 @@ def stackable(
             if not any(map(is_stacked, tensors.values())):
                 return operator(*args, **kwargs)
             rest = {name: value for name, value in bound.items() if name not in tensors}
-            run = partial(operator, **rest)
-            kinds = {
-                **dict.fromkeys(shared, "shared"),
-                **dict.fromkeys(own, "own"),
-                **dict.fromkeys(each, "each"),
-            }
-            named = tuple((name, kinds.get(name, "batch")) for name in tensors)
-            result: R = _Stacked.apply(  # type: ignore[no-untyped-call]
-                run, named, *tensors.values()
-            )
-            return result
+            return _call_once(partial(operator, **rest), tensors, kinds)
 
         return call
 
     return decorate
 
 
-class _Stacked(torch.autograd.Function):
-    """Only its rule for vmap is ever used; inside it, autograd records the operator as it always does."""
+def _call_once(run: Callable[..., R], tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> R:
+    """The operator called below vmap on the members' own tensors, its results put back under vmap.
 
-    @staticmethod
-    def forward(*_: Any) -> Any:
-        raise AssertionError("a stacked operator is called under vmap alone")
-
-    @staticmethod
-    def setup_context(*_: Any) -> None:
-        raise AssertionError("a stacked operator is called under vmap alone")
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[Any, ...],
-        run: Callable[..., Any],
-        named: tuple[tuple[str, str], ...],
-        *tensors: Tensor,
-    ) -> tuple[Any, Any]:
-        members = info.batch_size
-        fronted = [
-            (name, kind, x if dim is None else x.movedim(dim, 0), dim is not None)
-            for (name, kind), x, dim in zip(named, tensors, in_dims[2:], strict=True)
-        ]
+    What functorch does for an autograd.Function with a rule for vmap, without its walks through nested values, which
+    took longer than a small proxy's arithmetic.
+    """
+    interpreter = retrieve_current_functorch_interpreter()
+    level, members = interpreter.level(), interpreter.batch_size()  # type: ignore[attr-defined]
+    fronted = [(name, kinds.get(name, "batch"), *_unwrapped(x, level)) for name, x in tensors.items()]
+    with interpreter.lower():
+        if not any(differs for *_, differs in fronted):
+            return run(**tensors)
         if any(kind == "each" and differs for _, kind, _, differs in fronted):
             results = [
                 run(**{name: x[m] if differs else x for name, _, x, differs in fronted})
@@ -96,11 +80,18 @@ class _Stacked(torch.autograd.Function):
             output = _stack(results)
         else:
             batch = next(x.shape[int(differs)] for _, kind, x, differs in fronted if kind == "batch")
-            folded = {
-                name: _fold(name, x, differs, kind, members, batch) for name, kind, x, differs in fronted
-            }
-            output = tree_map(lambda x: x.unflatten(0, (members, -1)), run(**folded))
-        return output, tree_map(lambda _: 0, output)
+            output = run(
+                **{name: _fold(name, x, differs, kind, members, batch) for name, kind, x, differs in fronted}
+            )
+            output = tree_map(lambda x: x.unflatten(0, (members, -1)), output)
+    result: R = tree_map(lambda x: torch._C._functorch._add_batch_dim(x, 0, level), output)
+    return result
+
+
+def _unwrapped(x: Tensor, level: int) -> tuple[Tensor, bool]:
+    """What lies under vmap of this level, members first, and whether they have one each."""
+    inner, dim = torch._C._functorch._unwrap_batched(x, level)
+    return (inner, False) if dim is None else (inner.movedim(dim, 0), True)
 
 
 def _fold(name: str, x: Tensor, differs: bool, kind: str, members: int, batch: int) -> Tensor:
