@@ -1,5 +1,6 @@
 """What every Triton kernel owes, asked of every probe: in the interpreter where there is no GPU."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,44 @@ def test_strided_inputs(probe):
     expected = run(probe, "triton", inputs)
     for name, value in run(probe, "triton", strided).items():
         assert torch.equal(value, expected[name]), name
+
+
+@every_probe
+def test_growth_is_computed_or_refused(probe, near):
+    """A log-decay above 0 is a state that grows: no form may take it for something else."""
+    inputs = draw(probe, Sizes(time=33))
+    if "log_decay" not in inputs:
+        pytest.skip("has no log-decay")
+    signs = (
+        torch.tensor([1.0, 1.0, -1.0])
+        .repeat(11)
+        .to(DEVICE)
+        .unflatten(0, (1, -1, *[1] * (inputs["log_decay"].dim() - 2)))
+    )
+    inputs["log_decay"] = signs * inputs["log_decay"].abs().clamp(max=0.2)
+    expected = run(probe, "reference", inputs, dtype=torch.float64)
+    for backend in ("chunked", "triton"):
+        try:
+            actual = run(probe, backend, inputs)
+        except ValueError as error:
+            assert "log_decay" in str(error), error
+        else:
+            compare(probe, actual, expected, EXACT, near)
+
+
+@every_probe
+@pytest.mark.parametrize("backend", ["reference", "chunked", "triton"])
+def test_no_token_is_refused_or_changes_nothing(probe, backend):
+    inputs = draw(probe, Sizes(time=1))
+    inputs.update({name: inputs[name][:, :0] for name in probe.timed if name in inputs})
+    try:
+        outputs = probe.call(backend, inputs)
+    except ValueError as error:
+        assert re.search(r"T(ime)?\b|token|empty|\b0\b", str(error)), error
+    else:
+        for name, place in probe.carried.items():
+            if name in inputs:
+                assert torch.equal(outputs[place].to(inputs[name]), inputs[name]), name
 
 
 @every_probe
