@@ -24,9 +24,9 @@ def peers_of(probe: Probe, x: Inputs) -> dict[str, Run]:
     return build(x) if build is not None else {}
 
 
-def _fla(path: str, name: str) -> Callable[..., Any] | None:
-    """A function of flash-linear-attention, None where it is not installed or cannot be imported here."""
-    if find_spec("fla") is None:
+def _installed(path: str, name: str) -> Callable[..., Any] | None:
+    """A function of another project's, None where it is not installed or has none of this name."""
+    if find_spec(path.partition(".")[0]) is None:
         return None
     try:
         found: Callable[..., Any] = getattr(import_module(path), name)
@@ -62,7 +62,7 @@ def _attention(x: Inputs) -> dict[str, Run]:
 
 
 def _scalar_decay(x: Inputs) -> dict[str, Run]:
-    run = _fla("fla.ops.simple_gla", "chunk_simple_gla")
+    run = _installed("fla.ops.simple_gla", "chunk_simple_gla")
     if run is None or x["q"].shape[2] != x["v"].shape[2]:
         return {}
     named = {"g": x["log_decay"], "scale": 1.0, "initial_state": x["state"], "output_final_state": True}
@@ -70,7 +70,7 @@ def _scalar_decay(x: Inputs) -> dict[str, Run]:
 
 
 def _channel_decay(x: Inputs) -> dict[str, Run]:
-    run = _fla("fla.ops.gla", "chunk_gla")
+    run = _installed("fla.ops.gla", "chunk_gla")
     if run is None:
         return {}
     named = {"g": x["log_decay"], "scale": 1.0, "initial_state": x["state"], "output_final_state": True}
@@ -78,7 +78,7 @@ def _channel_decay(x: Inputs) -> dict[str, Run]:
 
 
 def _scalar_delta(x: Inputs) -> dict[str, Run]:
-    run = _fla("fla.ops.gated_delta_rule", "chunk_gated_delta_rule")
+    run = _installed("fla.ops.gated_delta_rule", "chunk_gated_delta_rule")
     if run is None or x["q"].shape[2] != x["v"].shape[2]:
         return {}
     named = {"scale": 1.0, "initial_state": x["state"], "output_final_state": True}
@@ -86,11 +86,46 @@ def _scalar_delta(x: Inputs) -> dict[str, Run]:
 
 
 def _channel_delta(x: Inputs) -> dict[str, Run]:
-    run = _fla("fla.ops.kda", "chunk_kda")
+    run = _installed("fla.ops.kda", "chunk_kda")
     if run is None:
         return {}
     named = {"scale": 1.0, "initial_state": x["state"], "output_final_state": True}
     return {"fla": lambda: run(x["q"], x["k"], x["v"], g=x["log_decay"], beta=x["beta"], **named)}
+
+
+def _low_rank_delta(x: Inputs) -> dict[str, Run]:
+    run = _installed("fla.ops.rwkv7", "chunk_rwkv7")
+    if run is None:
+        return {}
+    inputs = (x["q"], x["log_decay"], x["k"], x["v"], x["a"], x["b"])
+    return {"fla": lambda: run(*inputs, initial_state=x.get("state"), output_final_state=True)}
+
+
+def _norm(x: Inputs) -> dict[str, Run]:
+    if "gate" not in x or "weight" not in x:
+        return {}
+    width = (x["x"].shape[-1],)
+    peers: dict[str, Run] = {
+        "torch": lambda: (F.rms_norm(x["x"], width, x["weight"].to(x["x"]), 1e-5) * F.silu(x["gate"]),)
+    }
+    run = _installed("liger_kernel.transformers.functional", "liger_rms_norm")
+    if run is not None:
+        # Its gate would be a second kernel; not in place, since the benchmark hands it the same inputs again.
+        peers["liger"] = lambda: (
+            run(x["x"], x["weight"].to(x["x"]), 1e-5, in_place=False) * F.silu(x["gate"]),
+        )
+    return peers
+
+
+def _linear_cross_entropy(x: Inputs) -> dict[str, Run]:
+    if x["x"].dim() != 2:
+        return {}
+    inputs = (x["x"], x["weight"], x["targets"])
+    peers: dict[str, Run] = {"torch": lambda: (F.cross_entropy(x["x"] @ x["weight"].T, x["targets"]),)}
+    run = _installed("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy")
+    if run is not None:
+        peers["liger"] = lambda: (run(*inputs),)
+    return peers
 
 
 def _convolution(x: Inputs) -> dict[str, Run]:
@@ -109,5 +144,8 @@ PEERS: dict[str, Callable[[Inputs], dict[str, Run]]] = {
     "channel_decay": _channel_decay,
     "scalar_delta": _scalar_delta,
     "channel_delta": _channel_delta,
+    "low_rank_delta": _low_rank_delta,
+    "norm": _norm,
+    "linear_cross_entropy": _linear_cross_entropy,
     "short_convolution": _convolution,
 }

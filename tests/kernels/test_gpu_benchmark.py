@@ -6,7 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 import kernels
+from benchmarks.gpu_peers import PEERS, peers_of
+from kernels.probe import Sizes
+from kernels.probes import PROBES, probes_of
 
 ROOT = Path(next(iter(kernels.__path__))).parent
 
@@ -55,3 +61,14 @@ assert gpu.times(calls, good, device, lambda: 100.0, None) == []
 """
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
+
+
+@pytest.mark.parametrize("operator", sorted({probe.operator for probe in PROBES} & set(PEERS)))
+def test_peers_compute_the_same(operator, near):
+    """Of the peers those that torch brings, on the CPU; of the probe that is timed."""
+    probe = probes_of(operator)[0]
+    drawn = probe.draw(Sizes(time=20, batch=2), torch.Generator().manual_seed(0))
+    expected = probe.call("reference", drawn)[0]
+    for name, run in peers_of(probe, drawn).items():
+        if name in ("torch", "sdpa", "conv1d"):
+            near(run()[0], expected, name=name)
