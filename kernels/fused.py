@@ -102,3 +102,60 @@ def chunk_products(
         pairs += tl.dot(rows, tl.trans(others), input_precision=PRECISION)
         through += tl.dot(rows, S, input_precision=PRECISION)
     return pairs, through
+
+
+@triton.jit
+def chunk_bounds(chunk, T, DOCUMENTS, cu_seqlens, offsets, C: tl.constexpr):
+    """First token of a chunk, counted over all documents, and how many tokens of its document are left from there on.
+
+    For programs of a chunk each. Where documents are packed there may be chunks behind the last one: none are left.
+    """
+    if cu_seqlens is not None:
+        n = 0
+        for start in range(0, DOCUMENTS, 128):
+            document = start + tl.arange(0, 128)
+            ends = tl.load(offsets + 1 + document, mask=document < DOCUMENTS, other=chunk + 1)
+            n += tl.sum((ends <= chunk).to(tl.int32))
+        n = tl.minimum(n, DOCUMENTS - 1)
+        before = (chunk - tl.load(offsets + n)).to(tl.int64) * C
+        first = tl.load(cu_seqlens + n).to(tl.int64) + before
+        left = (tl.load(cu_seqlens + n + 1).to(tl.int64) - first).to(tl.int32)
+    else:
+        count = tl.cdiv(T, C)
+        before = (chunk % count) * C
+        first = (chunk // count).to(tl.int64) * T + before
+        left = T - before
+    return first, left
+
+
+@triton.jit
+def split_decays(i, last, s, half):
+    """Whether the decay of token s lies between token i and the middle of its pair of blocks of `half` tokens: 1 or 0.
+
+    Of two neighbouring blocks the earlier one holds what was written and the later one what reads it: from a token of
+    the earlier block all after it count, in the later block all up to `last`. Every pair of tokens is parted so at
+    exactly one length of blocks, 1, 2, 4 and so on. The exponents are products of these ones with the log-decays: sums
+    of what lies between, none positive, in which no mild decay drowns as it would in a difference of running sums.
+    """
+    middle = i // (2 * half) * (2 * half) + half
+    behind, before = (s > i) & (s < middle), (s >= middle) & (s <= last)
+    return tl.where(i < middle, behind, before).to(tl.float16)
+
+
+@triton.jit
+def split_pairs(i, j, half):
+    """Whether token j lies in the earlier and token i in the later block of a pair of blocks of `half` tokens."""
+    return (i // half == j // half + 1) & (i // half % 2 == 1)
+
+
+@triton.jit
+def load_decays(gate, at, own):
+    """Log-decays as the sum of two numbers in float16, the second much smaller, for products with ones and zeros.
+
+    Such products are exact, and cost less than any in float32. Below -200 all decays are alike, nothing in float32:
+    so none is infinite, and what float16 rounds away is less than 1e-7 or a millionth of the log-decay.
+    """
+    decay = tl.load(gate + at, mask=own, other=0.0).to(tl.float32)
+    decay = tl.where(decay < -200.0, -200.0, decay)
+    high = decay.to(tl.float16)
+    return high, (decay - high.to(tl.float32)).to(tl.float16)

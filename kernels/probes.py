@@ -1,11 +1,12 @@
 """The open list of probes: every way in which the Triton kernels are tried."""
 
+from kernels.channel_decay.probe import PROBES as CHANNEL_DECAY
 from kernels.linear_cross_entropy.probe import PROBES as LINEAR_CROSS_ENTROPY
 from kernels.norm.probe import PROBES as NORM
 from kernels.probe import Probe
 from kernels.scalar_decay.probe import PROBES as SCALAR_DECAY
 
-PROBES: tuple[Probe, ...] = (*LINEAR_CROSS_ENTROPY, *NORM, *SCALAR_DECAY)
+PROBES: tuple[Probe, ...] = (*CHANNEL_DECAY, *LINEAR_CROSS_ENTROPY, *NORM, *SCALAR_DECAY)
 
 
 def probes_of(operator: str) -> tuple[Probe, ...]:

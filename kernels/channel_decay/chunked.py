@@ -200,6 +200,6 @@ def channel_decay(
             opening = torch.zeros_like(output[:, :1])
             if state is not None:
                 opening = torch.einsum("bhk,bhkv->bhv", q[:, 0].to(dtype), state.to(dtype)).unsqueeze(1)
-            strength = (q.to(dtype) * k.to(dtype) * bonus.to(dtype)).sum(-1, keepdim=True)
+            strength = (q.to(dtype) * k.to(dtype) * bonus.to(dtype).unsqueeze(-3)).sum(-1, keepdim=True)
             output = torch.addcmul(torch.cat([opening, output[:, :-1]], dim=1), strength, v.to(dtype))
         return output.to(v.dtype).contiguous(), last.view(batch, heads, key, value)

@@ -13,7 +13,7 @@ from kernels.backend import working_dtype
 def step(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token: q, k, log_decay [B, H, K], v [B, H, V], bonus [H, K] or None, state [B, H, K, V]."""
+    """One token: q, k, log_decay [B, H, K], v [B, H, V], bonus [H, K] or [B, H, K] or None, state [B, H, K, V]."""
     dtype = working_dtype(q, k, v, log_decay, bonus, state)
     with torch.autocast(q.device.type, enabled=False):
         keys, values = k.to(dtype).unsqueeze(-1), v.to(dtype).unsqueeze(-2)

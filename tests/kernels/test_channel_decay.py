@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.func import vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.channel_decay.ops import channel_decay, channel_decay_step
@@ -166,6 +167,38 @@ def test_cut_anywhere(near, cut, backend, bonus):
 
 
 @pytest.mark.parametrize("bonus", BONUS)
+def test_packed_documents_are_separate_ones(agree, bonus):
+    cu_seqlens = torch.tensor([0, 5, 38, 39])
+    inputs = draw(39, "mild behind hard", bonus, batch=1)
+    inputs["state"] = torch.randn(3, 3, 12, 20)
+
+    def packed(backend, q, k, v, log_decay, state, bonus=None):
+        return channel_decay(q, k, v, log_decay, state, bonus=bonus, cu_seqlens=cu_seqlens, backend=backend)
+
+    agree(packed, inputs)
+    q, k, v, log_decay, state, *own = inputs.values()
+    output, last = packed("chunked", q, k, v, log_decay, state, *own)
+    alone, alone_last = call("chunked", *(x[:, 5:38] for x in (q, k, v, log_decay)), state[1:2], *own)
+    assert torch.equal(output[:, 5:38], alone)
+    assert torch.equal(last[1:2], alone_last)
+
+
+def test_a_bonus_for_each_batch_entry_is_one_for_each_member(agree, near):
+    inputs = draw(20, "mild behind hard")
+    inputs["bonus"] = torch.randn(2, 3, 12)
+    agree(call, inputs)
+    q, k, v, gate, state, bonus = inputs.values()
+    output, last = call("chunked", *inputs.values())
+    for b in range(2):
+        own = (x[b : b + 1] for x in (q, k, v, gate, state))
+        near(output[b : b + 1], call("reference", *own, bonus[b])[0])
+    members = [x.unsqueeze(1) for x in (q, k, v, gate, state)]
+    stacked, after = vmap(lambda *x: call("chunked", *x))(*members, bonus)
+    near(stacked.squeeze(1), output)
+    near(after.squeeze(1), last)
+
+
+@pytest.mark.parametrize("bonus", BONUS)
 def test_steps_equal_forward(near, bonus):
     q, k, v, gate, state, *own = draw(20, bonus=bonus).values()
     expected, expected_last = call("auto", q, k, v, gate, state, *own)
@@ -307,7 +340,8 @@ def test_no_tensor_grows_with_the_square_of_the_text(largest_bytes):
         ("v", (2, 4, 3, 20), r"v has shape .*\[2, 5, 3, 20\]"),
         ("log_decay", (2, 5, 3), r"log_decay has shape"),
         ("state", (2, 3, 20, 12), r"state has shape .*\[2, 3, 12, 20\]"),
-        ("bonus", (2, 3, 12), r"bonus has shape .*\[H, K\] = \[3, 12\]"),
+        ("bonus", (12, 3), r"bonus has shape .*\[H, K\] = \[3, 12\]"),
+        ("bonus", (3, 3, 12), r"bonus has shape .*\[B, H, K\] = \[2, 3, 12\]"),
     ],
 )
 def test_wrong_shapes_are_named(name, shape, message):
@@ -321,11 +355,15 @@ def test_wrong_settings_are_named():
     inputs = list(draw(5).values())
     with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
         channel_decay(*inputs, chunk=0)
-    with pytest.raises(ValueError, match="channel_decay: there is no Triton kernel yet"):
-        channel_decay(*inputs, backend="triton")
+    with pytest.raises(ValueError, match="channel_decay: backend='cuda' is not one of auto"):
+        channel_decay(*inputs, backend="cuda")
+    with pytest.raises(
+        ValueError, match="channel_decay: cu_seqlens packs documents in one row, but there are 2"
+    ):
+        channel_decay(*inputs, cu_seqlens=torch.tensor([0, 5]))
     token, state = [x[:, 0] for x in inputs[:4]], inputs[4]
-    with pytest.raises(ValueError, match="channel_decay_step: there is no Triton kernel yet"):
-        channel_decay_step(*token, state, backend="triton")
+    with pytest.raises(ValueError, match="channel_decay_step: backend='cuda' is not one of auto"):
+        channel_decay_step(*token, state, backend="cuda")
     with pytest.raises(ValueError, match="channel_decay_step: state has shape"):
         channel_decay_step(*token, state.mT)
     with pytest.raises(ValueError, match=r"channel_decay_step: bonus has shape \[12\]"):
