@@ -159,3 +159,22 @@ def load_decays(gate, at, own):
     decay = tl.where(decay < -200.0, -200.0, decay)
     high = decay.to(tl.float16)
     return high, (decay - high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def unit_lower_inverse(lower, C: tl.constexpr, PRECISION: tl.constexpr):
+    """(1 + L)⁻¹ in float32 of a strictly lower triangle L [C, C], C a power of two up to 128.
+
+    The inverses X₁₁, X₂₂ of two neighbouring blocks are joined by −X₂₂ L₂₁ X₁₁, for all pairs of blocks at once, until
+    one is left. Powers of L would take fewer products, but outgrow float32 where one key is written again and again.
+    """
+    i = tl.arange(0, C)
+    pair = (i[:, None] == i[None, :] + 1) & (i % 2 == 1)[:, None]
+    inverse = tl.where(i[:, None] == i[None, :], 1.0, tl.where(pair, -lower, 0.0))
+    for level in tl.static_range(1, 7):
+        if 2**level < C:
+            block = i // 2**level
+            corner = (block[:, None] == block[None, :] + 1) & (block % 2 == 1)[:, None]
+            below = tl.dot(inverse, tl.where(corner, lower, 0.0), input_precision=PRECISION)
+            inverse -= tl.dot(below, inverse, input_precision=PRECISION)
+    return inverse

@@ -5,8 +5,15 @@ from kernels.linear_cross_entropy.probe import PROBES as LINEAR_CROSS_ENTROPY
 from kernels.norm.probe import PROBES as NORM
 from kernels.probe import Probe
 from kernels.scalar_decay.probe import PROBES as SCALAR_DECAY
+from kernels.scalar_delta.probe import PROBES as SCALAR_DELTA
 
-PROBES: tuple[Probe, ...] = (*CHANNEL_DECAY, *LINEAR_CROSS_ENTROPY, *NORM, *SCALAR_DECAY)
+PROBES: tuple[Probe, ...] = (
+    *CHANNEL_DECAY,
+    *LINEAR_CROSS_ENTROPY,
+    *NORM,
+    *SCALAR_DECAY,
+    *SCALAR_DELTA,
+)
 
 
 def probes_of(operator: str) -> tuple[Probe, ...]:

@@ -12,6 +12,7 @@ from kernels.configurations import table
 from kernels.probes import PROBES
 
 OPERATORS = sorted({probe.operator for probe in PROBES})
+WIDE_KEYS = "a state of 256 channels and keys cut into two TF32 numbers each do not fit; half as wide they do on H100s"
 SPILLS: dict[tuple[str, str, str], tuple[int, str]] = {
     ("channel_decay", "backward", "float32"): (
         472,
@@ -21,6 +22,8 @@ SPILLS: dict[tuple[str, str, str], tuple[int, str]] = {
         536,
         "nearly exact products of more than 128 keys with the state",
     ),
+    ("scalar_delta", "forward", "float32"): (7000, WIDE_KEYS),
+    ("scalar_delta", "backward", "float32"): (1500, WIDE_KEYS),
 }
 """(operator, kernel, type) → bytes that it may spill, and why."""
 

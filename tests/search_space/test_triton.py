@@ -18,7 +18,20 @@ from search_space.vocabulary import VOCABULARY
 
 FRAME = Frame(width=32, train_length=24, context=32, dtype="float32", vocabulary=32)
 LENGTH = 20
-SERVED = {"linear", "performer", "lolcats", "retnet", "lightning", "mamba2", "mlstm", "gla", "hgrn2", "rwkv6"}
+SERVED = {
+    "linear",
+    "performer",
+    "lolcats",
+    "retnet",
+    "lightning",
+    "mamba2",
+    "mlstm",
+    "gla",
+    "hgrn2",
+    "rwkv6",
+    "deltanet",
+    "gated_delta",
+}
 """Words that a kernel must serve; the others run on torch's own operations on a GPU too."""
 OPERATORS = {
     found.name: import_module(f"kernels.{found.name}.ops")
