@@ -21,7 +21,7 @@ import torch
 import triton
 
 from kernels.backend import TRITON_DTYPES
-from kernels.configurations import ANY, table
+from kernels.configurations import find, table
 from kernels.launch import Compiled, dry_run
 from kernels.probe import Probe, Sizes, cast, differentiable, fitting, token_of
 from kernels.probes import PROBES
@@ -49,7 +49,7 @@ class Footprint:
 
 
 def footprints(operator: str, architecture: str, dtypes: Sequence[str]) -> list[Footprint]:
-    """Every kernel of an operator, compiled in every type at the widths of every row that serves it."""
+    """Every kernel of an operator, compiled in each of these types at the widths of every row that serves it."""
     seen: dict[str, Footprint] = {}
     with dry_run(architecture) as compiled:
         for probe, sizes, dtype in _calls(operator, architecture, dtypes):
@@ -62,14 +62,19 @@ def footprints(operator: str, architecture: str, dtypes: Sequence[str]) -> list[
 
 
 def _calls(operator: str, architecture: str, dtypes: Sequence[str]) -> Iterator[tuple[Probe, Sizes, str]]:
-    rows = [row for row in table(operator) if row.architecture in (ANY, architecture)]
+    """Every type and the widths of every row that is found for both; a row hidden by one of that type is left out."""
     for probe in PROBES:
         if probe.operator != operator:
             continue
-        own = {(row.widths, row.dtype) for row in rows if probe.asks(row.kernel)}
+        rows = [row for row in table(operator) if probe.asks(row.kernel)]
+        own = {
+            (row.widths, dtype)
+            for row in rows
+            for dtype in dtypes
+            if find(operator, row.kernel, row.widths, dtype, architecture) is row
+        }
         for widths, dtype in sorted(own):
-            for each in dtypes if dtype == ANY else (dtype,):
-                yield probe, fitting(probe, widths), each
+            yield probe, fitting(probe, widths), dtype
 
 
 def exercise(probe: Probe, sizes: Sizes, dtype: torch.dtype) -> None:
