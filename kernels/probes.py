@@ -1,16 +1,22 @@
 """The open list of probes: every way in which the Triton kernels are tried."""
 
+from kernels.block_attention.probe import PROBES as BLOCK_ATTENTION
 from kernels.channel_decay.probe import PROBES as CHANNEL_DECAY
 from kernels.linear_cross_entropy.probe import PROBES as LINEAR_CROSS_ENTROPY
 from kernels.norm.probe import PROBES as NORM
+from kernels.prefix_attention.probe import PROBES as PREFIX_ATTENTION
 from kernels.probe import Probe
+from kernels.routed_attention.probe import PROBES as ROUTED_ATTENTION
 from kernels.scalar_decay.probe import PROBES as SCALAR_DECAY
 from kernels.scalar_delta.probe import PROBES as SCALAR_DELTA
 
 PROBES: tuple[Probe, ...] = (
+    *BLOCK_ATTENTION,
     *CHANNEL_DECAY,
     *LINEAR_CROSS_ENTROPY,
     *NORM,
+    *PREFIX_ATTENTION,
+    *ROUTED_ATTENTION,
     *SCALAR_DECAY,
     *SCALAR_DELTA,
 )

@@ -17,6 +17,7 @@ from kernels.backend import (
     require_groups,
     require_shape,
     resolve,
+    wants_gradient,
     working_dtype,
 )
 from kernels.block_attention import chunked, reference
@@ -50,7 +51,6 @@ def block_attention(
     query that sees nothing has 0 and -inf. scale is K**-0.5 unless given. No T×S matrix is ever made.
     """
     name = "block_attention"
-    implementation = resolve(backend, name)
     require_axes(name, "q", q, "[B, T, H, K]")
     require_axes(name, "k", k, "[B, S, G, K]")
     require_axes(name, "v", v, "[B, S, G, V]")
@@ -71,10 +71,17 @@ def block_attention(
     count = (first + time - 1) // block - first // block + 1
     require_shape(name, "index", index, (lists, count, index.shape[-1]), "[I, N, M]")
     _within(name, "index", index, -(-keys // key_block))
+    if positions is not None:
+        require_shape(name, "positions", positions, (keys,), "[S]")
+    scale = key**-0.5 if scale is None else scale
+    widths = {"K": key, "V": v.shape[-1]}
+    implementation = resolve(backend, name, q, k, v, index, positions, widths=widths)
+    if implementation == "triton":
+        from kernels.block_attention import triton
+
+        return triton.block_attention(q, k, v, index, positions, block, key_block, first, window, scale)
     if positions is None:
         positions = torch.arange(keys, device=k.device)
-    require_shape(name, "positions", positions, (keys,), "[S]")
-    scale = key**-0.5 if scale is None else scale
     if implementation == "chunked":
         output, total = chunked.block_attention(
             q, k, v, index, positions, block, key_block, first, window, scale
@@ -98,10 +105,9 @@ def block_attention_step(
 
     q [B, H, K]; k [B, S, G, K] and v [B, S, G, V]; slots [L], or [G, L] or [H, L] for lists of their own, each slot at
     most once, -1 for none. Returns [B, H, V] in v's dtype and the log-sum-exp [B, H]; 0 and -inf where nothing is
-    listed.
+    listed. Where a gradient is asked for, PyTorch answers.
     """
     name = "block_attention_step"
-    implementation = resolve(backend, name)
     require_axes(name, "q", q, "[B, H, K]")
     require_axes(name, "k", k, "[B, S, G, K]")
     require_axes(name, "v", v, "[B, S, G, V]")
@@ -118,9 +124,15 @@ def block_attention_step(
     _lists(name, "slots", slots, heads, groups)
     _within(name, "slots", slots, held)
     scale = key**-0.5 if scale is None else scale
-    if implementation == "chunked":
-        return chunked.step(q, k, v, slots, scale)
-    return reference.step(q, k, v, slots, scale)
+    widths = {"K": key, "V": v.shape[-1]}
+    implementation = resolve(backend, name, q, k, v, slots, widths=widths, kernel="step")
+    if implementation == "triton" and not wants_gradient(q, k, v):
+        from kernels.block_attention import triton
+
+        return triton.step(q, k, v, slots, scale)
+    if implementation == "reference":
+        return reference.step(q, k, v, slots, scale)
+    return chunked.step(q, k, v, slots, scale)
 
 
 def merge(outputs: Sequence[Tensor], sums: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

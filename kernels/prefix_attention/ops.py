@@ -22,7 +22,6 @@ def prefix_attention(
     [B, T, H, N] in float32 or float64, through which no gradient passes. A score for each query and key is held.
     """
     name = "prefix_attention"
-    implementation = resolve(backend, name)
     require_axes(name, "q", q, "[B, T, H, K]")
     require_axes(name, "k", k, "[B, N, G, K]")
     require_axes(name, "v", v, "[B, N, G, V]")
@@ -33,6 +32,12 @@ def prefix_attention(
     require_shape(name, "visible", visible, (time,), "[T]")
     require_groups(name, heads, groups)
     scale = key**-0.5 if scale is None else scale
+    widths = {"K": key, "V": v.shape[-1]}
+    implementation = resolve(backend, name, q, k, v, visible, widths=widths)
+    if implementation == "triton":
+        from kernels.prefix_attention import triton
+
+        return triton.prefix_attention(q, k, v, visible, scale)
     if implementation == "chunked":
         output, weights = chunked.prefix_attention(q, k, v, visible, scale)
         if not is_poisoned(output):

@@ -8,7 +8,15 @@ After arXiv:2502.13189 (blocks by head) and arXiv:2502.11089 (blocks by group).
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, is_poisoned, require_axes, require_groups, require_shape, resolve
+from kernels.backend import (
+    Backend,
+    is_poisoned,
+    require_axes,
+    require_groups,
+    require_shape,
+    resolve,
+    wants_gradient,
+)
 from kernels.routed_attention import chunked, reference
 from kernels.stacked import stackable
 
@@ -52,7 +60,6 @@ def routed_attention(
     disjoint sets of keys are joined; zeros and -inf for a query that sees nothing.
     """
     name = "routed_attention"
-    implementation = resolve(backend, name)
     require_axes(name, "q", q, "[B, T, H, K]")
     require_axes(name, "k", k, "[B, S, G, K]")
     require_axes(name, "v", v, "[B, S, G, V]")
@@ -70,6 +77,11 @@ def routed_attention(
         )
     _require_blocks(name, blocks, block, keys)
     scale = key**-0.5 if scale is None else scale
+    implementation = resolve(backend, name, q, k, v, blocks, widths={"K": key, "V": v.shape[-1]})
+    if implementation == "triton":
+        from kernels.routed_attention import triton
+
+        return triton.routed_attention(q, k, v, blocks, block, scale)
     if implementation == "chunked":
         output, sums = chunked.routed_attention(q, k, v, blocks, block, scale)
         if not is_poisoned(output):
@@ -92,10 +104,9 @@ def routed_attention_step(
     """One query over the tokens before `length` in the blocks of a cache that it names; no other slot is touched.
 
     q [B, H, K]; k [B, S, G, K] and v [B, S, G, V], S ≥ length ≥ 1; blocks [B, C, M]; the rest, and what is returned
-    ([B, H, V] and [B, H]), as in `routed_attention`.
+    ([B, H, V] and [B, H]), as in `routed_attention`. Where a gradient is asked for, PyTorch answers.
     """
     name = "routed_attention_step"
-    implementation = resolve(backend, name)
     require_axes(name, "q", q, "[B, H, K]")
     require_axes(name, "k", k, "[B, S, G, K]")
     require_axes(name, "v", v, "[B, S, G, V]")
@@ -113,5 +124,11 @@ def routed_attention_step(
         )
     _require_blocks(name, blocks, block, length)
     scale = key**-0.5 if scale is None else scale
-    step = chunked.step if implementation == "chunked" else reference.step
+    widths = {"K": key, "V": v.shape[-1]}
+    implementation = resolve(backend, name, q, k, v, blocks, widths=widths, kernel="step")
+    if implementation == "triton" and not wants_gradient(q, k, v):
+        from kernels.routed_attention import triton
+
+        return triton.step(q, k, v, blocks, block, length, scale)
+    step = reference.step if implementation == "reference" else chunked.step
     return step(q, k, v, blocks, block, length, scale)

@@ -365,7 +365,5 @@ def test_wrong_settings_are_named():
             block_attention(q, k, v, index + wrong, **sizes)
         with pytest.raises(ValueError, match=r"slots holds numbers outside -1 … 4"):
             block_attention_step(q[:, 0], k, v, torch.tensor([0, 2 * wrong]))
-    with pytest.raises(ValueError, match="block_attention: there is no Triton kernel yet"):
-        block_attention(q, k, v, index, backend="triton", **sizes)
     with pytest.raises(ValueError, match="slots holds 3 lists"):
         block_attention_step(q[:, 0], k, v, torch.zeros(3, 1, dtype=torch.long))

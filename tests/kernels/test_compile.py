@@ -12,18 +12,21 @@ from kernels.configurations import table
 from kernels.probes import PROBES
 
 OPERATORS = sorted({probe.operator for probe in PROBES})
+WIDE_PRODUCTS = "nearly exact products of more than 128 keys with the state"
 WIDE_KEYS = "a state of 256 channels and keys cut into two TF32 numbers each do not fit; half as wide they do on H100s"
+SPLIT = (
+    "at widths of 256 the parts into which one float32 operand is split for tensor cores fill the registers"
+)
 SPILLS: dict[tuple[str, str, str], tuple[int, str]] = {
-    ("channel_decay", "backward", "float32"): (
-        472,
-        "nearly exact products of more than 128 keys with the state",
-    ),
-    ("channel_decay", "forward", "float32"): (
-        536,
-        "nearly exact products of more than 128 keys with the state",
-    ),
+    ("channel_decay", "backward", "float32"): (472, WIDE_PRODUCTS),
+    ("channel_decay", "forward", "float32"): (536, WIDE_PRODUCTS),
     ("scalar_delta", "forward", "float32"): (7000, WIDE_KEYS),
     ("scalar_delta", "backward", "float32"): (1500, WIDE_KEYS),
+    **{
+        (operator, kernel, "float32"): (most, SPLIT)
+        for operator in ("block_attention", "prefix_attention", "routed_attention")
+        for kernel, most in (("forward", 16), ("backward_queries", 96), ("backward_keys", 240))
+    },
 }
 """(operator, kernel, type) → bytes that it may spill, and why."""
 

@@ -31,6 +31,15 @@ SERVED = {
     "rwkv6",
     "deltanet",
     "gated_delta",
+    "strided",
+    "fixed",
+    "longformer",
+    "bigbird",
+    "linformer",
+    "moba",
+    "nsa",
+    "memory_tokens",
+    "tree",
 }
 """Words that a kernel must serve; the others run on torch's own operations on a GPU too."""
 OPERATORS = {
