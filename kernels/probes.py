@@ -2,6 +2,7 @@
 
 from kernels.block_attention.probe import PROBES as BLOCK_ATTENTION
 from kernels.channel_decay.probe import PROBES as CHANNEL_DECAY
+from kernels.channel_delta.probe import PROBES as CHANNEL_DELTA
 from kernels.linear_cross_entropy.probe import PROBES as LINEAR_CROSS_ENTROPY
 from kernels.norm.probe import PROBES as NORM
 from kernels.prefix_attention.probe import PROBES as PREFIX_ATTENTION
@@ -13,6 +14,7 @@ from kernels.scalar_delta.probe import PROBES as SCALAR_DELTA
 PROBES: tuple[Probe, ...] = (
     *BLOCK_ATTENTION,
     *CHANNEL_DECAY,
+    *CHANNEL_DELTA,
     *LINEAR_CROSS_ENTROPY,
     *NORM,
     *PREFIX_ATTENTION,

@@ -1,6 +1,7 @@
 """The delta rule with a decay a key channel: chunks against steps, stability, causality, oracles."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -238,6 +239,65 @@ def test_work_grows_with_the_length():
     assert flops(512) == 2 * flops(256) > 0
 
 
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_packed_documents_are_separate_ones(near, backend):
+    documents = [draw(length, batch=1) for length in (3, 64, 1, 20)]
+    packed = {
+        name: torch.cat([one[name] for one in documents], dim=0 if name == "state" else 1)
+        for name in documents[0]
+    }
+    cu_seqlens = torch.tensor([0, 3, 67, 68, 88])
+    output, last = channel_delta(*packed.values(), cu_seqlens=cu_seqlens, backend=backend)
+    apart = [channel_delta(*one.values(), backend="reference") for one in documents]
+    near(output, torch.cat([x for x, _ in apart], 1))
+    near(last, torch.cat([x for _, x in apart]))
+
+
+def kernels_agree(near, inputs, bound=1e-5):
+    """Asserts that Triton's kernels equal the reference in float64, in outputs and in the gradient of every input."""
+    results = []
+    for backend, leaves in (
+        ("triton", [x.clone() for x in inputs.values()]),
+        ("reference", [x.double() for x in inputs.values()]),
+    ):
+        leaves = [x.requires_grad_() for x in leaves]
+        outputs = call(backend, *leaves)
+        torch.manual_seed(1)
+        cotangents = [torch.randn(x.shape).to(x) for x in outputs]
+        results.append([*outputs, *torch.autograd.grad(outputs, leaves, cotangents)])
+    names = ("output", "last state", *(f"gradient of {name}" for name in inputs))
+    for name, actual, expected in zip(names, *results, strict=True):
+        near(actual, expected, bound, floor=1e-4, name=name)
+
+
+@pytest.mark.parametrize("chunk", [16, 32, 64])
+def test_kernels_take_any_chunk_that_the_table_may_hold(near, monkeypatch, chunk):
+    from kernels.channel_delta import triton
+
+    configure = triton.configure
+
+    def of_chunk(operator, kernel, widths, like):
+        row = configure(operator, kernel, widths, like)
+        return replace(row, blocks={**row.blocks, "CHUNK": chunk}) if kernel == "prepare" else row
+
+    monkeypatch.setattr(triton, "configure", of_chunk)
+    kernels_agree(near, draw(75, "mild behind hard", batch=1, heads=1))
+
+
+def test_kernels_keep_equal_keys_and_reflections_exact(near):
+    """β = 2 with one key again and again flips the state at each token: each adds to the error, but none multiplies it."""
+    inputs = draw(64, "none", batch=1, heads=1)
+    inputs["k"] = inputs["k"][:, :1].expand_as(inputs["k"]).contiguous()
+    inputs["beta"] = torch.full_like(inputs["beta"], 2.0)
+    kernels_agree(near, inputs, 1e-4)
+
+
+def test_kernels_stay_finite_beyond_every_exponent(near):
+    inputs = draw(75, batch=1, heads=1)
+    inputs["log_decay"] = -1e4 * torch.rand_like(inputs["log_decay"])
+    kernels_agree(near, inputs)
+
+
 @pytest.mark.parametrize("form", ["recurrent_kimi_delta_attention", "chunk_kimi_delta_attention"])
 def test_oracle_kimi_linear(near, form):
     pytest.importorskip("transformers")
@@ -288,11 +348,15 @@ def test_wrong_settings_are_named():
     inputs = draw(5)
     with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
         channel_delta(*inputs.values(), chunk=0)
-    with pytest.raises(ValueError, match="channel_delta: there is no Triton kernel yet"):
-        channel_delta(*inputs.values(), backend="triton")
+    with pytest.raises(ValueError, match=r"channel_delta: backend='cuda' is not one of auto"):
+        channel_delta(*inputs.values(), backend="cuda")
+    with pytest.raises(
+        ValueError, match="channel_delta: cu_seqlens packs documents in one row, but there are 2 rows"
+    ):
+        channel_delta(*inputs.values(), cu_seqlens=torch.tensor([0, 5]))
     state = inputs.pop("state")
-    with pytest.raises(ValueError, match="channel_delta_step: there is no Triton kernel yet"):
-        channel_delta_step(*(x[:, 0] for x in inputs.values()), state, backend="triton")
+    with pytest.raises(ValueError, match=r"channel_delta_step: backend='cuda' is not one of auto"):
+        channel_delta_step(*(x[:, 0] for x in inputs.values()), state, backend="cuda")
     with pytest.raises(ValueError, match="channel_delta_step: state has shape"):
         channel_delta_step(*(x[:, 0] for x in inputs.values()), state.mT)
     with pytest.raises(ValueError, match=r"k has shape \[2, 0, 2, 12\]"):

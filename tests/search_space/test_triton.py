@@ -40,6 +40,7 @@ SERVED = {
     "nsa",
     "memory_tokens",
     "tree",
+    "kda",
 }
 """Words that a kernel must serve; the others run on torch's own operations on a GPU too."""
 OPERATORS = {
