@@ -4,6 +4,7 @@ from kernels.block_attention.probe import PROBES as BLOCK_ATTENTION
 from kernels.channel_decay.probe import PROBES as CHANNEL_DECAY
 from kernels.channel_delta.probe import PROBES as CHANNEL_DELTA
 from kernels.linear_cross_entropy.probe import PROBES as LINEAR_CROSS_ENTROPY
+from kernels.low_rank_delta.probe import PROBES as LOW_RANK_DELTA
 from kernels.norm.probe import PROBES as NORM
 from kernels.prefix_attention.probe import PROBES as PREFIX_ATTENTION
 from kernels.probe import Probe
@@ -16,6 +17,7 @@ PROBES: tuple[Probe, ...] = (
     *CHANNEL_DECAY,
     *CHANNEL_DELTA,
     *LINEAR_CROSS_ENTROPY,
+    *LOW_RANK_DELTA,
     *NORM,
     *PREFIX_ATTENTION,
     *ROUTED_ATTENTION,

@@ -29,6 +29,15 @@ SPILLS: dict[tuple[str, str, str], tuple[int, str]] = {
         for operator in ("block_attention", "prefix_attention", "routed_attention")
         for kernel, most in (("forward", 16), ("backward_queries", 96), ("backward_keys", 240))
     },
+    ("low_rank_delta", "backward", "float32"): (
+        248,
+        "nearly exact products of more than 64 keys with the state",
+    ),
+    ("low_rank_delta", "forward", "float32"): (
+        288,
+        "nearly exact products of more than 64 keys with the state",
+    ),
+    ("low_rank_delta", "pairs_backward", "float32"): (32, "nearly exact products, even at the fewest keys"),
 }
 """(operator, kernel, type) → bytes that it may spill, and why."""
 

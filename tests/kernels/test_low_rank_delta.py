@@ -156,6 +156,22 @@ def test_cut_anywhere(near, cut, backend):
     near(state, expected_last)
 
 
+def test_packed_documents_are_separate_ones(agree):
+    cu_seqlens = torch.tensor([0, 5, 38, 39])
+    inputs = draw(39, batch=1)
+    inputs["state"] = torch.randn(3, 2, 12, 20)
+
+    def packed(backend, *own):
+        return low_rank_delta(*own, cu_seqlens=cu_seqlens, bound=0.7, backend=backend)
+
+    agree(packed, inputs)
+    *timed, state = inputs.values()
+    output, last = packed("chunked", *timed, state)
+    alone, alone_last = call("chunked", *(x[:, 5:38] for x in timed), state[1:2], bound=0.7)
+    assert torch.equal(output[:, 5:38], alone)
+    assert torch.equal(last[1:2], alone_last)
+
+
 def test_steps_equal_forward(near):
     *inputs, state = draw(20).values()
     expected, expected_last = low_rank_delta(*inputs, state)
@@ -307,11 +323,15 @@ def test_wrong_settings_are_named():
         low_rank_delta(*inputs.values(), chunk=0)
     with pytest.raises(ValueError, match=r"bound=-0.5 is negative: give the hardest decay without its sign"):
         low_rank_delta(*inputs.values(), bound=-0.5)
-    with pytest.raises(ValueError, match="low_rank_delta: there is no Triton kernel yet"):
-        low_rank_delta(*inputs.values(), backend="triton")
+    with pytest.raises(ValueError, match="low_rank_delta: backend='cuda' is not one of auto"):
+        low_rank_delta(*inputs.values(), backend="cuda")
+    with pytest.raises(
+        ValueError, match="low_rank_delta: cu_seqlens packs documents in one row, but there are 2"
+    ):
+        low_rank_delta(*inputs.values(), cu_seqlens=torch.tensor([0, 5]))
     state = inputs.pop("state")
-    with pytest.raises(ValueError, match="low_rank_delta_step: there is no Triton kernel yet"):
-        low_rank_delta_step(*(x[:, 0] for x in inputs.values()), state, backend="triton")
+    with pytest.raises(ValueError, match="low_rank_delta_step: backend='cuda' is not one of auto"):
+        low_rank_delta_step(*(x[:, 0] for x in inputs.values()), state, backend="cuda")
     with pytest.raises(ValueError, match="low_rank_delta_step: state has shape"):
         low_rank_delta_step(*(x[:, 0] for x in inputs.values()), state.mT)
     with pytest.raises(ValueError, match=r"k has shape \[2, 0, 2, 12\]"):

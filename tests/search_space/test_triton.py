@@ -41,6 +41,7 @@ SERVED = {
     "memory_tokens",
     "tree",
     "kda",
+    "rwkv7",
 }
 """Words that a kernel must serve; the others run on torch's own operations on a GPU too."""
 OPERATORS = {
@@ -56,11 +57,14 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Operators answer through Triton wherever they have a kernel; the names of those that did."""
     names: set[str] = set()
 
-    def choose(backend, operator, *tensors, widths=None, kernel="forward", missing=None):
+    def choose(
+        backend, operator, *tensors, widths=None, kernel="forward", missing=None, complex_numbers=False
+    ):
         if (
             backend == "auto"
             and not missing
-            and why_not_triton(operator, tensors, widths or {}, kernel) is None
+            and why_not_triton(operator, tensors, widths or {}, kernel, complex_numbers=complex_numbers)
+            is None
         ):
             names.add(operator)
             return "triton"
