@@ -129,11 +129,12 @@ def _linear_cross_entropy(x: Inputs) -> dict[str, Run]:
 
 
 def _convolution(x: Inputs) -> dict[str, Run]:
-    taps = x["weight"].shape[-1]
-
     def conv1d() -> tuple[Tensor, ...]:
-        padded = F.pad(x["x"].transpose(1, 2), (taps - 1, 0))
-        return (F.conv1d(padded, x["weight"][:, None], groups=padded.shape[1]).transpose(1, 2),)
+        seen = torch.cat([x["tail"], x["x"]], dim=1).transpose(1, 2)
+        y = F.conv1d(
+            seen, x["weight"][:, None].to(seen.dtype), x["bias"].to(seen.dtype), groups=seen.shape[1]
+        )
+        return (F.silu(y).transpose(1, 2),)
 
     return {"conv1d": conv1d}
 

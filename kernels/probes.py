@@ -11,6 +11,7 @@ from kernels.probe import Probe
 from kernels.routed_attention.probe import PROBES as ROUTED_ATTENTION
 from kernels.scalar_decay.probe import PROBES as SCALAR_DECAY
 from kernels.scalar_delta.probe import PROBES as SCALAR_DELTA
+from kernels.short_convolution.probe import PROBES as SHORT_CONVOLUTION
 
 PROBES: tuple[Probe, ...] = (
     *BLOCK_ATTENTION,
@@ -23,6 +24,7 @@ PROBES: tuple[Probe, ...] = (
     *ROUTED_ATTENTION,
     *SCALAR_DECAY,
     *SCALAR_DELTA,
+    *SHORT_CONVOLUTION,
 )
 
 

@@ -12,7 +12,7 @@ from kernels.backend import working_dtype
 def step(
     x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, activation: str | None
 ) -> tuple[Tensor, Tensor]:
-    """One token: x [B, C], weight [C, W], bias [C], tail [B, W-1, C]."""
+    """One token: x [B, C], weight [C, W] or [B, C, W], bias [C] or [B, C], tail [B, W-1, C]."""
     dtype = working_dtype(x, weight, bias, tail)
     with torch.autocast(x.device.type, enabled=False):
         seen = torch.cat([tail.to(x.dtype), x.unsqueeze(1)], dim=1)
@@ -29,7 +29,7 @@ def short_convolution(
 ) -> tuple[Tensor, Tensor]:
     """The whole sequence by steps; shapes as in `ops.short_convolution`."""
     if tail is None:
-        tail = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2])
+        tail = x.new_zeros(x.shape[0], weight.shape[-1] - 1, x.shape[2])
     outputs = []
     for t in range(x.shape[1]):
         y, tail = step(x[:, t], weight, bias, tail, activation)
