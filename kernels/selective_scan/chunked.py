@@ -27,7 +27,7 @@ def _by_time(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _decays(delta: Tensor, rate: Tensor, out: Tensor) -> Tensor:
-    """exp(delta · rate): [L, B, C] and [N, C] → [L, B, N, C] in `out`."""
+    """exp(delta · rate): [L, B, C] and [N, C] or [B, N, C] → [L, B, N, C] in `out`."""
     return torch.mul(delta.unsqueeze(2), rate, out=out).exp_()
 
 
@@ -70,7 +70,7 @@ class _Chunks(torch.autograd.Function):
         xs, steps, writes, reads = (_by_time(part, dtype) for part in (x, delta, write, read))
         rates, skips = rate.to(dtype).mT.contiguous(), skip.to(dtype)
         time, batch = xs.shape[:2]
-        first = xs.new_zeros(batch, *rates.shape) if state is None else state.to(dtype).mT.contiguous()
+        first = xs.new_zeros(batch, *rates.shape[-2:]) if state is None else state.to(dtype).mT.contiguous()
         fades, tiles = (xs.new_empty(min(size, time), *first.shape) for _ in range(2))
         scaled, output = xs * steps, torch.empty_like(xs)
         last, before = first, []
@@ -94,10 +94,13 @@ class _Chunks(torch.autograd.Function):
         xs, steps, rates, writes, reads, skips, *before = ctx.saved_tensors
         d_output, d_last = grads
         time, batch = xs.shape[:2]
-        size, shape, dtype = ctx.size, (batch, *rates.shape), xs.dtype
+        size, shape, dtype = ctx.size, (batch, *rates.shape[-2:]), xs.dtype
         asked = torch.zeros_like(xs) if d_output is None else _by_time(d_output, dtype)
         carried = xs.new_zeros(shape) if d_last is None else d_last.to(dtype).mT.contiguous()
         fades, tiles, flows = (xs.new_empty(min(size, time), *shape) for _ in range(3))
+        # Summed over what shares one parameter.
+        rated = 0 if rates.dim() == 3 else (0, 1)
+        skipped = 0 if skips.dim() == 2 else (0, 1)
         scaled = xs * steps
         d_scaled, d_steps = torch.empty_like(xs), torch.empty_like(xs)
         d_writes, d_reads, d_rates = (
@@ -123,7 +126,7 @@ class _Chunks(torch.autograd.Function):
             d_reads[chunk] = states.mul_(asked[chunk].unsqueeze(2)).sum(-1)
             d_writes[chunk] = flow.mul_(scaled[chunk].unsqueeze(2)).sum(-1)
             d_steps[chunk] = torch.mul(decays, rates, out=flow).sum(2)
-            d_rates += decays.mul_(steps[chunk].unsqueeze(2)).sum((0, 1))
+            d_rates += decays.mul_(steps[chunk].unsqueeze(2)).sum(rated)
         d_xs = torch.addcmul(asked * skips, d_scaled, steps)
         d_steps.addcmul_(d_scaled, xs)
 
@@ -138,7 +141,7 @@ class _Chunks(torch.autograd.Function):
             d_rates.mT.to(ctx.dtypes[2]),
             back(d_writes, 3),
             back(d_reads, 4),
-            (asked * xs).sum((0, 1)).to(ctx.dtypes[5]),
+            (asked * xs).sum(skipped).to(ctx.dtypes[5]),
             None if ctx.dtypes[6] is None else carried.mT.to(ctx.dtypes[6]),
             None,
             None,

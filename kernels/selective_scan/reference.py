@@ -12,7 +12,7 @@ from kernels.backend import working_dtype
 def step(
     x: Tensor, delta: Tensor, rate: Tensor, write: Tensor, read: Tensor, skip: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token: x, delta [B, C], rate [C, N], write, read [B, N], skip [C], state [B, C, N]."""
+    """One token: x, delta [B, C], rate [C, N] or [B, C, N], write, read [B, N], skip [C] or [B, C], state [B, C, N]."""
     dtype = working_dtype(x, delta, rate, write, read, skip, state)
     with torch.autocast(x.device.type, enabled=False):
         inputs, steps = x.to(dtype), delta.to(dtype)
@@ -30,7 +30,7 @@ def selective_scan(
     batch, time, channels = x.shape
     if state is None:
         dtype = working_dtype(x, delta, rate, write, read, skip)
-        state = torch.zeros(batch, channels, rate.shape[1], dtype=dtype, device=x.device)
+        state = torch.zeros(batch, channels, rate.shape[-1], dtype=dtype, device=x.device)
     outputs = []
     for t in range(time):
         output, state = step(x[:, t], delta[:, t], rate, write[:, t], read[:, t], skip, state)

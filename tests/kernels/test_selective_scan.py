@@ -325,6 +325,127 @@ def test_oracle_mamba(near):
         near(after, state)
 
 
+def test_documents_are_texts_of_their_own(agree):
+    spans = (slice(0, 1), slice(1, 21), slice(21, 37))
+    inputs = draw(37, batch=1)
+    inputs["state"] = torch.randn(3, 6, 5)
+    cu_seqlens = torch.tensor([0, 1, 21, 37], dtype=torch.int32)
+
+    def packed(backend, *inputs):
+        return selective_scan(*inputs, cu_seqlens=cu_seqlens, backend=backend)
+
+    agree(packed, inputs)
+    output, last = packed("chunked", *inputs.values())
+    apart = [selective_scan(*part(inputs, span), inputs["state"][n : n + 1]) for n, span in enumerate(spans)]
+    assert torch.equal(output, torch.cat([y for y, _ in apart], 1))
+    assert torch.equal(last, torch.cat([state for _, state in apart]))
+
+
+def by_entry(time, *names):
+    """Inputs of a batch whose entries have parameters of their own."""
+    inputs = draw(time)
+    drawn = {"rate": -0.5 - torch.rand(2, 6, 5), "skip": torch.randn(2, 6)}
+    return {**inputs, **{name: drawn[name] for name in names}}
+
+
+OWN = pytest.mark.parametrize("own", [("rate",), ("skip",), ("rate", "skip")], ids="+".join)
+
+
+@OWN
+@pytest.mark.parametrize("time", [1, 17])
+def test_parameters_by_entry_equal_steps(agree, near, time, own):
+    inputs = by_entry(time, *own)
+    agree(call, inputs)
+    pairs = zip(derived("triton", inputs.values()), derived("reference", inputs.values()), strict=True)
+    for actual, expected in pairs:
+        near(actual, expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "triton"])
+def test_parameters_by_entry_are_models_side_by_side(near, backend):
+    inputs = by_entry(9, "rate", "skip")
+    output, last = selective_scan(*inputs.values(), backend=backend)
+    first = [x[:, 0] if name in RATED else x for name, x in inputs.items()]
+    stepped, after = selective_scan_step(*first, backend=backend)
+    for b in range(2):
+        own = [x[b] if name in ("rate", "skip") else x[b : b + 1] for name, x in inputs.items()]
+        alone, alone_last = selective_scan(*own)
+        near(output[b : b + 1], alone)
+        near(last[b : b + 1], alone_last)
+        own = [
+            x[b] if name in ("rate", "skip") else y[b : b + 1]
+            for (name, x), y in zip(inputs.items(), first, strict=True)
+        ]
+        alone, alone_last = selective_scan_step(*own)
+        near(stepped[b : b + 1], alone)
+        near(after[b : b + 1], alone_last)
+
+
+@OWN
+def test_members_of_a_stack_are_entries_of_one_batch(near, own):
+    inputs = [torch.stack(pair) for pair in zip(draw(9).values(), draw(9).values(), strict=True)]
+    leaves = [x.requires_grad_() for x in inputs]
+    shared = {"rate", "skip"} - set(own)
+    dims = [None if name in shared else 0 for name in draw(1)]
+    given = [x[0] if dim is None else x for x, dim in zip(leaves, dims, strict=True)]
+    stacked = torch.func.vmap(lambda *x: selective_scan(*x, backend="triton"), tuple(dims))(*given)
+    members = [[x if dim is None else x[m] for x, dim in zip(given, dims, strict=True)] for m in range(2)]
+    alone = [torch.stack(pair) for pair in zip(*(selective_scan(*x) for x in members), strict=True)]
+    found = []
+    for y, last in (stacked, alone):
+        loss = y.square().sum() + last.square().sum()
+        found.append([y, last, *torch.autograd.grad(loss, leaves)])
+    for actual, expected in zip(*found, strict=True):
+        near(actual, expected)
+
+
+def test_triton_keeps_states_before_chunks_only_for_a_gradient(largest_bytes):
+    inputs = [x.requires_grad_() for x in draw(64, size=16).values()]
+    whole = inputs[0].numel() * 4
+    with torch.no_grad():
+        assert largest_bytes(lambda: call("triton", *inputs)) == whole
+    assert largest_bytes(lambda: call("triton", *inputs)) == 16 / 8 * whole
+
+
+def derived(backend, inputs, ask=(0, 1)):
+    """Outputs and gradients of all inputs for a loss of the outputs asked for."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    outputs = selective_scan(*leaves, backend=backend)
+    loss = sum(outputs[i].square().sum() for i in ask)
+    return [*outputs, *torch.autograd.grad(loss, leaves, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("ask", [[0], [1]], ids=["output", "state"])
+def test_triton_derives_either_result_alone(near, ask):
+    inputs = draw(9).values()
+    pairs = zip(derived("triton", inputs, ask), derived("reference", inputs, ask), strict=True)
+    for actual, expected in pairs:
+        near(actual, expected)
+
+
+@pytest.mark.parametrize("gate", ["hard", "mild behind hard", "beyond"])
+def test_triton_forgets_as_steps_do(near, gate):
+    """Each gradient for itself: those of long steps are as much larger as the steps are."""
+    inputs = draw(20, "mild behind hard" if gate == "beyond" else gate)
+    if gate == "beyond":
+        inputs["delta"] = torch.where(inputs["delta"] == 50, 1e4, inputs["delta"])
+    inputs["x"] /= 1 + inputs["delta"]
+    pairs = zip(derived("triton", inputs.values()), derived("reference", inputs.values()), strict=True)
+    for place, (actual, expected) in enumerate(pairs):
+        scale = 1 + inputs["delta"] if place == 2 else 1.0
+        near(actual / scale, expected / scale)
+
+
+def test_triton_reads_slices_and_many_tiles(near):
+    """Write and read vectors are slices of a wider projection, as in the model; channels fill more than one tile."""
+    inputs = draw(9, channels=600, size=16)
+    wide = torch.randn(2, 9, 40)
+    inputs.update(write=wide[..., 3:19], read=wide[..., 20:36])
+    pairs = zip(derived("triton", inputs.values()), derived("reference", inputs.values()), strict=True)
+    for actual, expected in pairs:
+        near(actual, expected)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
@@ -347,9 +468,12 @@ def test_wrong_shapes_are_named(name, shape, message):
 
 def test_wrong_settings_are_named():
     inputs = draw(5)
-    with pytest.raises(ValueError, match="selective_scan: there is no Triton kernel yet"):
-        selective_scan(*inputs.values(), backend="triton")
-    with pytest.raises(ValueError, match="selective_scan_step: there is no Triton kernel yet"):
-        selective_scan_step(*part(inputs, 0), inputs["state"], backend="triton")
+    with pytest.raises(ValueError, match="selective_scan: backend='cuda' is not one of"):
+        selective_scan(*inputs.values(), backend="cuda")
+    with pytest.raises(ValueError, match="selective_scan: cu_seqlens packs documents in one row"):
+        selective_scan(*inputs.values(), cu_seqlens=torch.tensor([0, 5]))
+    wide = draw(5, size=300)
+    with pytest.raises(ValueError, match="selective_scan_step: no configuration serves N=300"):
+        selective_scan_step(*part(wide, 0), wide["state"], backend="triton")
     with pytest.raises(ValueError, match="selective_scan_step: state has shape"):
         selective_scan_step(*part(inputs, 0), inputs["state"].mT)

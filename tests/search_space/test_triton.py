@@ -42,6 +42,7 @@ SERVED = {
     "tree",
     "kda",
     "rwkv7",
+    "mamba",
     "shortconv",
 }
 """Words that a kernel must serve; the others run on torch's own operations on a GPU too."""
