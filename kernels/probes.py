@@ -3,6 +3,7 @@
 from kernels.block_attention.probe import PROBES as BLOCK_ATTENTION
 from kernels.channel_decay.probe import PROBES as CHANNEL_DECAY
 from kernels.channel_delta.probe import PROBES as CHANNEL_DELTA
+from kernels.diagonal_scan.probe import PROBES as DIAGONAL_SCAN
 from kernels.linear_cross_entropy.probe import PROBES as LINEAR_CROSS_ENTROPY
 from kernels.low_rank_delta.probe import PROBES as LOW_RANK_DELTA
 from kernels.norm.probe import PROBES as NORM
@@ -18,6 +19,7 @@ PROBES: tuple[Probe, ...] = (
     *BLOCK_ATTENTION,
     *CHANNEL_DECAY,
     *CHANNEL_DELTA,
+    *DIAGONAL_SCAN,
     *LINEAR_CROSS_ENTROPY,
     *LOW_RANK_DELTA,
     *NORM,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.diagonal_scan import chunked
+from kernels.diagonal_scan import chunked, triton
 from kernels.diagonal_scan.ops import diagonal_scan, diagonal_scan_step
 
 LENGTHS = (1, 2, 3, 15, 16, 17, 63, 64, 65, 130)
@@ -266,6 +266,80 @@ def test_autocast_leaves_the_arithmetic_alone():
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_documents_are_texts_of_their_own(near, dtype):
+    spans = (slice(0, 1), slice(1, 21), slice(21, 37))
+    log_decay, x, _ = draw(37, batch=1, dtype=dtype).values()
+    state = draw(1, batch=3, dtype=dtype)["state"]
+    found = []
+    for backend in ("reference", "chunked"):
+        leaves = [y.clone().requires_grad_() for y in (log_decay, x, state)]
+        output, last = diagonal_scan(*leaves, cu_seqlens=torch.tensor([0, 1, 21, 37]), backend=backend)
+        loss = (output * output.conj()).real.sum() + (last * last.conj()).real.sum()
+        found.append([output, last, *torch.autograd.grad(loss, leaves)])
+    for actual, expected in zip(found[1], found[0], strict=True):
+        near(actual, expected)
+    apart = [diagonal_scan(log_decay[:, span], x[:, span], state[n : n + 1]) for n, span in enumerate(spans)]
+    assert torch.equal(found[1][0], torch.cat([y for y, _ in apart], 1))
+    assert torch.equal(found[1][1], torch.cat([last for _, last in apart]))
+
+
+def results(backend, inputs, ask=(0, 1)):
+    """Outputs and gradients of all inputs for a loss of the outputs asked for."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    outputs = diagonal_scan(*leaves, backend=backend)
+    loss = sum((outputs[i] * outputs[i].conj()).real.sum() for i in ask)
+    return [*outputs, *torch.autograd.grad(loss, leaves, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("ask", [[0], [1]], ids=["output", "state"])
+def test_triton_derives_either_result_alone(near, ask):
+    inputs = draw(17).values()
+    for actual, expected in zip(
+        results("triton", inputs, ask), results("reference", inputs, ask), strict=True
+    ):
+        near(actual, expected)
+
+
+def test_triton_walks_many_tiles_and_forgets_all_at_a_decay_of_nought(near):
+    inputs = draw(3, channels=600)
+    inputs["log_decay"][:, 1] = -math.inf
+    assert torch.equal(diagonal_scan(*inputs.values(), backend="triton")[0][:, 1], inputs["x"][:, 1])
+    for actual, expected in zip(
+        results("triton", inputs.values()), results("reference", inputs.values()), strict=True
+    ):
+        near(actual, expected)
+
+
+def test_triton_keeps_states_before_chunks_only_for_a_gradient(monkeypatch):
+    kept = []
+    monkeypatch.setattr(triton, "launch", lambda *call, **_: kept.append(call[3][5]))
+    inputs = [x.requires_grad_() for x in draw(20).values()]
+    with torch.no_grad():
+        diagonal_scan(*inputs, backend="triton")
+    diagonal_scan(*inputs, backend="triton")
+    assert kept[0] is None
+    assert kept[1] is not None
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 3e4, 1e9])
+def test_triton_turns_by_any_angle(near, size):
+    """Complex numbers that are conjugates by a flag alone, too; and what was turned far is as exact as what was not."""
+    inputs = draw(3, dtype=torch.complex64)
+    inputs["log_decay"] = torch.complex(inputs["log_decay"].real, size * inputs["log_decay"].imag)
+    conjugates = [x.conj() for x in inputs.values()]
+    expected = results("reference", [x.resolve_conj().to(torch.complex128) for x in conjugates])
+    for actual, wide in zip(results("triton", conjugates), expected, strict=True):
+        near(actual, wide)
+
+
+def test_triton_never_grows_by_turning():
+    log_decay = torch.complex(torch.zeros(1, 20, 7), 1e30 * torch.randn(1, 20, 7))
+    state = torch.ones(1, 7, dtype=torch.complex64)
+    h, _ = diagonal_scan(log_decay, torch.zeros_like(log_decay), state, backend="triton")
+    torch.testing.assert_close(h.abs(), torch.ones(1, 20, 7))
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
@@ -284,13 +358,15 @@ def test_wrong_shapes_are_named(name, shape, message):
 
 def test_wrong_settings_are_named():
     log_decay, x, state = draw(5).values()
-    with pytest.raises(ValueError, match="diagonal_scan: there is no Triton kernel yet"):
-        diagonal_scan(log_decay, x, backend="triton")
+    with pytest.raises(ValueError, match=r"diagonal_scan: a tensor is torch.complex128.*, and complex64"):
+        diagonal_scan(log_decay + 0j, x.double() + 0j, backend="triton")
+    with pytest.raises(ValueError, match="diagonal_scan: cu_seqlens packs documents in one row"):
+        diagonal_scan(log_decay, x, cu_seqlens=torch.tensor([0, 5]))
     with pytest.raises(ValueError, match=r"some are real; convert the real ones with .to\(torch.complex64\)"):
         diagonal_scan(log_decay + 0j, x, state + 0j)
     with pytest.raises(ValueError, match="diagonal_scan_step: some of"):
         diagonal_scan_step(log_decay[:, 0], x[:, 0], state + 0j)
-    with pytest.raises(ValueError, match="diagonal_scan_step: there is no Triton kernel yet"):
-        diagonal_scan_step(log_decay[:, 0], x[:, 0], state, backend="triton")
+    with pytest.raises(ValueError, match=r"diagonal_scan_step: a tensor is torch.float64"):
+        diagonal_scan_step(log_decay[:, 0], x[:, 0], state.double(), backend="triton")
     with pytest.raises(ValueError, match="diagonal_scan_step: state has shape"):
         diagonal_scan_step(log_decay[:, 0], x[:, 0], state[:1])

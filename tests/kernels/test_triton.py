@@ -119,7 +119,9 @@ def test_growth_is_computed_or_refused(probe, near):
         .to(DEVICE)
         .unflatten(0, (1, -1, *[1] * (inputs["log_decay"].dim() - 2)))
     )
-    inputs["log_decay"] = signs * inputs["log_decay"].abs().clamp(max=0.2)
+    gate = inputs["log_decay"]
+    grown = signs * (gate.real if gate.is_complex() else gate).abs().clamp(max=0.2)
+    inputs["log_decay"] = torch.complex(grown, gate.imag) if gate.is_complex() else grown
     expected = run(probe, "reference", inputs, dtype=torch.float64)
     for backend in ("chunked", "triton"):
         answer = run_or_refuse(lambda backend=backend: run(probe, backend, inputs))
@@ -225,7 +227,8 @@ def test_what_it_cannot_do_is_named(probe):
 
 @every_probe
 def test_too_wide_is_named(probe):
-    width = max(2048, 2 * max(widest(probe.operator, (probe.kernels or ("forward",))[0])))
+    bounds = widest(probe.operator, (probe.kernels or ("forward",))[0])
+    width = max(2048, 2 * max(bounds, default=0))
     sizes = Sizes(time=2, key=width, value=width, heads=1)
     if width > WIDEST or probe.widths(sizes) == probe.widths(replace(sizes, key=16, value=16)):
         pytest.skip("takes any width")

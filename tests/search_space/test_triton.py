@@ -43,7 +43,10 @@ SERVED = {
     "kda",
     "rwkv7",
     "mamba",
+    "mingru",
+    "rglru",
     "shortconv",
+    "sru",
 }
 """Words that a kernel must serve; the others run on torch's own operations on a GPU too."""
 OPERATORS = {
