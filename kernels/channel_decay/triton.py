@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.backend import wants_gradient
 from kernels.fused import chunk_bounds, document_bounds, load_decays, split_decays, split_pairs
 from kernels.launch import configure, dot_precision, launch, padded
 from kernels.packing import chunk_offsets
@@ -382,6 +383,7 @@ class _ChannelDecay(torch.autograd.Function):
         bonus: Tensor | None,
         state: Tensor | None,
         cu_seqlens: Tensor | None,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         batch, time, heads, key = k.shape
@@ -413,7 +415,7 @@ class _ChannelDecay(torch.autograd.Function):
         )
         row = configure(OPERATOR, "forward", (key, value), v)
         output, last = torch.empty_like(v), wide(documents, heads, key, value)
-        starts = v.new_empty(chunks, heads, key, value) if any(ctx.needs_input_grad) else None
+        starts = v.new_empty(chunks, heads, key, value) if keep else None
         launch(
             OPERATOR,
             _forward,
@@ -507,7 +509,7 @@ class _ChannelDecay(torch.autograd.Function):
         )
         if d_bonus is not None:
             d_bonus = d_bonus.unflatten(0, (bonus.shape[0], -1)).sum(1)
-        return d_q, d_k, d_v, d_gate, d_bonus, d_state, None
+        return d_q, d_k, d_v, d_gate, d_bonus, d_state, None, None
 
 
 def _has_own(bonus: Tensor | None) -> bool:
@@ -551,6 +553,7 @@ def channel_decay(
             None if bonus is None else _by_entry(bonus.float()).contiguous(),
             None if state is None else state.float().contiguous(),
             cu_seqlens,
+            wants_gradient(q, k, v, log_decay, bonus, state),
         )
     return result
 

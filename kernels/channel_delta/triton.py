@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.backend import wants_gradient
 from kernels.configurations import Configuration
 from kernels.fused import (
     chunk_bounds,
@@ -423,6 +424,7 @@ class _ChannelDelta(torch.autograd.Function):
         beta: Tensor,
         state: Tensor | None,
         cu_seqlens: Tensor | None,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         batch, time, heads, key = k.shape
@@ -470,7 +472,7 @@ class _ChannelDelta(torch.autograd.Function):
         output = torch.empty_like(v)
         last = torch.empty(documents, heads, key, value, dtype=torch.float32, device=v.device)
         starts = written = None
-        if any(ctx.needs_input_grad):
+        if keep:
             starts = torch.empty(chunks, heads, key, value, dtype=v.dtype, device=v.device)
             written = torch.empty_like(v)
         launch(
@@ -596,7 +598,7 @@ class _ChannelDelta(torch.autograd.Function):
             configure(OPERATOR, "gradients", (key, value), v),
             like=v,
         )
-        return d_q, d_k, d_v, d_gate, d_beta, d_state, None
+        return d_q, d_k, d_v, d_gate, d_beta, d_state, None, None
 
 
 def _walks(row: Configuration, v: Tensor, documents: int) -> tuple[int, int]:
@@ -628,6 +630,7 @@ def channel_delta(
             beta.float().contiguous(),
             None if state is None else state.float().contiguous(),
             cu_seqlens,
+            wants_gradient(q, k, v, log_decay, beta, state),
         )
     return result
 

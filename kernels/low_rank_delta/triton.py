@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.backend import wants_gradient
 from kernels.fused import chunk_bounds, document_bounds, load_decays, split_decays, split_pairs
 from kernels.launch import configure, dot_precision, launch, padded
 from kernels.packing import chunk_offsets
@@ -443,6 +444,7 @@ class _LowRankDelta(torch.autograd.Function):
         b: Tensor,
         state: Tensor | None,
         cu_seqlens: Tensor | None,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         batch, time, heads, key = k.shape
@@ -469,7 +471,7 @@ class _LowRankDelta(torch.autograd.Function):
         )
         row = configure(OPERATOR, "forward", (key, value), v)
         output, last = torch.empty_like(v), wide(documents, heads, key, value)
-        starts = v.new_empty(chunks, heads, key, value) if any(ctx.needs_input_grad) else None
+        starts = v.new_empty(chunks, heads, key, value) if keep else None
         corrections = None if starts is None else torch.empty_like(v)
         launch(
             OPERATOR,
@@ -598,7 +600,7 @@ class _LowRankDelta(torch.autograd.Function):
             row,
             like=v,
         )
-        return d_q, d_k, d_v, d_gate, d_a, d_b, d_state, None
+        return d_q, d_k, d_v, d_gate, d_a, d_b, d_state, None, None
 
 
 def _sizes(k: Tensor, v: Tensor, chunk: int) -> dict[str, Any]:
@@ -634,6 +636,7 @@ def low_rank_delta(
             b.to(v.dtype).contiguous(),
             None if state is None else state.float().contiguous(),
             cu_seqlens,
+            wants_gradient(q, k, v, log_decay, a, b, state),
         )
     return result
 

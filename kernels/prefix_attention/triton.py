@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.backend import wants_gradient
 from kernels.fused_blocks import LOG2_E, known, rows_of, settle, slopes, soften, turned_slopes
 from kernels.launch import configure, dot_precision, launch, padded
 
@@ -245,14 +246,14 @@ def _backward_keys(
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, keep: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         batch, time, heads, _ = q.shape
         output = torch.empty(batch, time, heads, v.shape[3], dtype=v.dtype, device=v.device)
         weights = torch.empty(batch, time, heads, k.shape[1], dtype=torch.float32, device=v.device)
         sums = None
-        if any(ctx.needs_input_grad):
+        if keep:
             sums = torch.empty(batch, time, heads, dtype=torch.float32, device=v.device)
         _walk("forward", _forward, (q, k, v, visible, output, weights, sums), scale)
         ctx.save_for_backward(q, k, v, visible, output, sums)
@@ -264,7 +265,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, visible, output, sums = ctx.saved_tensors
         if grads[0] is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         d_output = grads[0].contiguous()
         d_q, lost = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty_like(sums)
         tensors = (q, k, v, visible, output, sums, d_output, d_q, lost)
@@ -290,7 +291,7 @@ class _Attend(torch.autograd.Function):
             row,
             like=v,
         )
-        return d_q, part_k.sum(0).to(k.dtype), part_v.sum(0).to(v.dtype), None, None
+        return d_q, part_k.sum(0).to(k.dtype), part_v.sum(0).to(v.dtype), None, None, None
 
 
 def _walk(kernel: str, function: Any, tensors: tuple[Tensor | None, ...], scale: float) -> None:
@@ -330,6 +331,7 @@ def _constants(q: Tensor, v: Tensor) -> dict[str, Any]:
 def prefix_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """All queries; shapes as in `ops.prefix_attention`. Products are taken in v's type, sums in float32."""
     with torch.autocast(v.device.type, enabled=False):
+        keep = wants_gradient(q, k, v)
         q, k, v = (rows_of(x.to(v.dtype)) for x in (q, k, v))
-        result: tuple[Tensor, Tensor] = _Attend.apply(q, k, v, visible.contiguous(), float(scale))
+        result: tuple[Tensor, Tensor] = _Attend.apply(q, k, v, visible.contiguous(), float(scale), keep)
     return result

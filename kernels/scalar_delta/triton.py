@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.backend import wants_gradient
 from kernels.configurations import Configuration
 from kernels.fused import chunk_bounds, chunk_decays, document_bounds, unit_lower_inverse
 from kernels.launch import configure, dot_precision, launch, padded
@@ -426,6 +427,7 @@ class _ScalarDelta(torch.autograd.Function):
         beta: Tensor,
         state: Tensor | None,
         cu_seqlens: Tensor | None,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         batch, time, _groups, key = k.shape
@@ -458,7 +460,7 @@ class _ScalarDelta(torch.autograd.Function):
         output = torch.empty_like(v)
         last = torch.empty(documents, heads, key, value, dtype=torch.float32, device=v.device)
         starts = written = None
-        if any(ctx.needs_input_grad):
+        if keep:
             starts = torch.empty(chunks, heads, key, value, dtype=v.dtype, device=v.device)
             written = torch.empty_like(v)
         launch(
@@ -568,7 +570,7 @@ class _ScalarDelta(torch.autograd.Function):
         )
         if groups != heads:
             d_q, d_k = (x.unflatten(2, (groups, -1)).sum(3).to(q.dtype) for x in (d_q, d_k))
-        return d_q, d_k, d_v, d_gate, d_beta, d_state, None
+        return d_q, d_k, d_v, d_gate, d_beta, d_state, None, None
 
 
 def _walks(row: Configuration, v: Tensor, documents: int) -> tuple[int, int]:
@@ -606,6 +608,7 @@ def scalar_delta(
             beta.float().contiguous(),
             None if state is None else state.float().contiguous(),
             cu_seqlens,
+            wants_gradient(q, k, v, log_decay, beta, state),
         )
     return result
 
