@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS ?= auto
 SOURCES := nas search_space kernels trainers storage dashboards
 
-.PHONY: install search test lint bench readme format clean
+.PHONY: install search test test-all lint bench readme format clean
 
 install: $(VENV)/.runtime
 
@@ -32,6 +32,10 @@ lint: $(VENV)/.development
 
 # One worker a core: the promises are asked of every mixer, and most of them are many small operations.
 test: lint
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not exhaustive" $(ARGS)
+
+# With what repeats at length what the tests above ask of a part: hours, not minutes.
+test-all: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 bench: $(VENV)/.development

@@ -48,12 +48,21 @@ class Footprint:
     spilled_bytes: int
 
 
-def footprints(operator: str, architecture: str, dtypes: Sequence[str]) -> list[Footprint]:
-    """Every kernel of an operator, compiled in each of these types at the widths of every row that serves it."""
+def footprints(
+    operator: str, architecture: str, dtypes: Sequence[str], *, every: bool = False
+) -> list[Footprint]:
+    """Every kernel of an operator, compiled in each of these types at the widths of every row that serves it.
+
+    With the options of the first probe that launches it, or with those of `every` probe.
+    """
     seen: dict[str, Footprint] = {}
+    done: set[tuple[str, tuple[int, ...], str]] = set()
     with dry_run(architecture) as compiled:
-        for probe, sizes, dtype in _calls(operator, architecture, dtypes):
+        for probe, sizes, dtype, kernels in _calls(operator, architecture, dtypes):
+            if not every and all((kernel, probe.widths(sizes), dtype) in done for kernel in kernels):
+                continue
             exercise(probe, sizes, DTYPES[dtype])
+            done |= {(one.configuration.kernel, probe.widths(sizes), dtype) for one in compiled}
             for one in compiled:
                 if one.binary.hash not in seen:
                     seen[one.binary.hash] = _footprint(one)
@@ -61,20 +70,24 @@ def footprints(operator: str, architecture: str, dtypes: Sequence[str]) -> list[
     return list(seen.values())
 
 
-def _calls(operator: str, architecture: str, dtypes: Sequence[str]) -> Iterator[tuple[Probe, Sizes, str]]:
-    """Every type and the widths of every row that is found for both; a row hidden by one of that type is left out."""
+def _calls(
+    operator: str, architecture: str, dtypes: Sequence[str]
+) -> Iterator[tuple[Probe, Sizes, str, tuple[str, ...]]]:
+    """Every type, the widths of every row that is found for both, and the kernels that have such a row.
+
+    A row that is hidden by one of that type is left out.
+    """
     for probe in PROBES:
         if probe.operator != operator:
             continue
         rows = [row for row in table(operator) if probe.asks(row.kernel)]
-        own = {
-            (row.widths, dtype)
-            for row in rows
-            for dtype in dtypes
-            if find(operator, row.kernel, row.widths, dtype, architecture) is row
-        }
-        for widths, dtype in sorted(own):
-            yield probe, fitting(probe, widths), dtype
+        own: dict[tuple[tuple[int, ...], str], list[str]] = {}
+        for row in rows:
+            for dtype in dtypes:
+                if find(operator, row.kernel, row.widths, dtype, architecture) is row:
+                    own.setdefault((row.widths, dtype), []).append(row.kernel)
+        for (widths, dtype), kernels in sorted(own.items()):
+            yield probe, fitting(probe, widths), dtype, tuple(kernels)
 
 
 def exercise(probe: Probe, sizes: Sizes, dtype: torch.dtype) -> None:
@@ -138,12 +151,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--architecture", action="append", choices=ARCHITECTURES)
     parser.add_argument("--operator", action="append", help="all of them if left out")
     parser.add_argument("--dtype", action="append", choices=sorted(DTYPES), help="bfloat16 if left out")
+    parser.add_argument("--every", action="store_true", help="with the options of every probe")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args(arguments)
     operators = options.operator or sorted({probe.operator for probe in PROBES})
     jobs = [(name, place) for name in operators for place in options.architecture or ARCHITECTURES]
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(footprints, *job, options.dtype or ["bfloat16"]) for job in jobs]
+        futures = [
+            pool.submit(footprints, *job, options.dtype or ["bfloat16"], every=options.every) for job in jobs
+        ]
         for future in futures:
             for footprint in future.result():
                 print(json.dumps(asdict(footprint)), flush=True)

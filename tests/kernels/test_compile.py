@@ -50,14 +50,26 @@ def compiled(operator, *options):
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_configuration_fits(operator, architecture):
-    # Half precision is what training uses; float32 is compiled once, for the newer architecture.
-    dtypes = ("bfloat16",) if architecture == "sm_80" else ("bfloat16", "float32")
-    rows = compiled(operator, "--architecture", architecture, *(f"--dtype={dtype}" for dtype in dtypes))
+def check(operator, architecture, dtypes, *options):
+    rows = compiled(
+        operator, "--architecture", architecture, *(f"--dtype={dtype}" for dtype in dtypes), *options
+    )
     for row in rows:
         assert row["shared_bytes"] <= SHARED_BYTES[architecture], row
         allowed, _ = SPILLS.get((operator, row["kernel"], row["dtype"]), (0, ""))
         assert row["spilled_bytes"] <= allowed, row
     assert {row["kernel"] for row in rows} == {row.kernel for row in table(operator)}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_configuration_fits(operator, architecture):
+    # Half precision is what training uses; float32 is compiled once, for the newer architecture.
+    check(operator, architecture, ("bfloat16",) if architecture == "sm_80" else ("bfloat16", "float32"))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_configuration_fits_with_every_option(operator, architecture):
+    check(operator, architecture, ("bfloat16", "float16"), "--every")
