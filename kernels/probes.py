@@ -12,6 +12,7 @@ from kernels.probe import Probe
 from kernels.routed_attention.probe import PROBES as ROUTED_ATTENTION
 from kernels.scalar_decay.probe import PROBES as SCALAR_DECAY
 from kernels.scalar_delta.probe import PROBES as SCALAR_DELTA
+from kernels.selected_attention.probe import PROBES as SELECTED_ATTENTION
 from kernels.selective_scan.probe import PROBES as SELECTIVE_SCAN
 from kernels.short_convolution.probe import PROBES as SHORT_CONVOLUTION
 
@@ -27,6 +28,7 @@ PROBES: tuple[Probe, ...] = (
     *ROUTED_ATTENTION,
     *SCALAR_DECAY,
     *SCALAR_DELTA,
+    *SELECTED_ATTENTION,
     *SELECTIVE_SCAN,
     *SHORT_CONVOLUTION,
 )

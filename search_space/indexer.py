@@ -9,12 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from kernels.selected_attention.ops import index_scores, select_keys
-
-BLOCK = 64
-"""Queries whose scores with all keys a dense signal holds at once."""
+from kernels.selected_attention.ops import index_divergence, index_scores, select_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,27 +35,8 @@ class Looked:
         return _divergence(scores, shares) / (chosen.shape[0] * chosen.shape[1])
 
     def dense_loss(self, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-        """The same among all keys: queries [B, T, H, K], keys [B, S, H, K]; made block by block, and again on the way back."""
-        time, parts = queries.shape[1], []
-        for start in range(0, time, BLOCK):
-            end = min(time, start + BLOCK)
-            visible = keys.shape[1] - time + end
-            own = (self.queries[:, start:end], self.keys[:, :visible], self.weights[:, start:end])
-            attention = (queries[:, start:end].detach(), keys[:, :visible].detach(), scale)
-            parts.append(
-                checkpoint(_dense_block, *own, *attention, use_reentrant=False, preserve_rng_state=False)
-            )
-        return torch.stack(parts).sum() / (queries.shape[0] * time)
-
-
-def _dense_block(
-    index_q: Tensor, index_k: Tensor, weights: Tensor, q: Tensor, k: Tensor, scale: float
-) -> Tensor:
-    scores = index_scores(index_q, index_k, weights, None)
-    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        shares = torch.einsum("bthk,bshk->bhts", q.to(scores.dtype), k.to(scores.dtype)) * scale
-        shares = shares.masked_fill(scores.isinf().unsqueeze(1), -torch.inf).softmax(-1).mean(1)
-    return _divergence(scores, shares)
+        """The same among all keys: queries [B, T, H, K], keys [B, S, H, K]."""
+        return index_divergence(self.queries, self.keys, self.weights, queries, keys, scale=scale)
 
 
 def _divergence(scores: Tensor, shares: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +17,8 @@ from kernels.backend import working_dtype
 
 BLOCK_ELEMENTS = 2**19
 """Elements of a block's largest tensor: it must stay in a core's cache."""
+DENSE_BLOCK = 64
+"""Queries whose scores with all keys a divergence holds at once."""
 
 
 def _blocks(time: int, elements: int) -> Iterator[tuple[int, int]]:
@@ -102,6 +105,32 @@ def index_scores(q: Tensor, k: Tensor, weights: Tensor, chosen: Tensor | None) -
         return torch.cat(parts, dim=1)
 
 
+def index_divergence(
+    q: Tensor, k: Tensor, weights: Tensor, queries: Tensor, keys: Tensor, scale: float
+) -> Tensor:
+    """Block by block, made again on the way back, a mean for each batch entry; shapes as in `ops.index_divergence`."""
+    time, parts = q.shape[1], []
+    for start in range(0, time, DENSE_BLOCK):
+        end = min(time, start + DENSE_BLOCK)
+        visible = k.shape[1] - time + end
+        own = (q[:, start:end], k[:, :visible], weights[:, start:end])
+        attention = (queries[:, start:end].detach(), keys[:, :visible].detach(), scale)
+        parts.append(checkpoint(_divergence, *own, *attention, use_reentrant=False, preserve_rng_state=False))
+    return torch.stack(parts).sum(0) / time
+
+
+def _divergence(q: Tensor, k: Tensor, weights: Tensor, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Σ_t KL(p_t ‖ softmax(I_t)) of a block of queries, the last of which stands at the last key; one for each batch entry."""
+    dtype = working_dtype(q, k, weights, queries, keys)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = index_scores(q.to(dtype), k, weights, None)
+        with torch.no_grad():
+            shares = torch.einsum("bthk,bshk->bhts", queries.to(dtype), keys.to(dtype)) * scale
+            shares = shares.masked_fill(scores.isinf().unsqueeze(1), -torch.inf).softmax(-1).mean(1)
+        logs = scores.log_softmax(-1).masked_fill(scores.isinf(), 0)
+        return F.kl_div(logs, shares, reduction="none").sum((1, 2))
+
+
 class _Attend(torch.autograd.Function):
     """The rows that were gathered are not kept for the way back: there are N of them for every query."""
 
@@ -152,8 +181,13 @@ def selected_attention(
 ) -> tuple[Tensor, Tensor]:
     """All queries, block by block; shapes as in `ops.selected_attention`."""
     dtype = working_dtype(q, k)
+    kept = k.dtype
+    if q.shape[1] == 1:
+        # Of a cache no more is read, nor turned into another type, than these rows.
+        k = k.gather(1, chosen[:, 0, :, None].clamp(min=0).expand(-1, -1, k.shape[2]))
+        chosen = torch.arange(chosen.shape[2], device=k.device).where(chosen >= 0, -1)
     with torch.autocast(q.device.type, enabled=False):
         output, shares = _Attend.apply(  # type: ignore[no-untyped-call]
             q.to(dtype).contiguous(), k.to(dtype).contiguous(), chosen, value, scale
         )
-        return output.to(k.dtype), shares
+        return output.to(kept), shares

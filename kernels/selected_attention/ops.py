@@ -10,6 +10,8 @@ from kernels.backend import Backend, is_poisoned, require_axes, require_shape, r
 from kernels.selected_attention import chunked, reference
 from kernels.stacked import stackable
 
+OPERATOR = "selected_attention"
+
 
 def _check_index(name: str, q: Tensor, k: Tensor, weights: Tensor) -> None:
     require_axes(name, "q", q, "[B, T, J, I]")
@@ -31,10 +33,14 @@ def select_keys(q: Tensor, k: Tensor, weights: Tensor, *, keep: int, backend: Ba
     takes all of them, and the places in front hold -1. The scores are taken in float32 at least; there is no gradient.
     """
     name = "select_keys"
-    implementation = resolve(backend, name)
     _check_index(name, q, k, weights)
     if keep < 1:
         raise ValueError(f"{name}: keep={keep} must be at least 1; a query reads at least one key")
+    implementation = resolve(backend, OPERATOR, q, k, weights, widths={"I": q.shape[3]}, kernel="select")
+    if implementation == "triton":
+        from kernels.selected_attention import triton
+
+        return triton.select_keys(q, k, weights, keep)
     if implementation == "chunked":
         chosen: Tensor = chunked.select_keys(q, k, weights, keep)
         return chosen
@@ -47,17 +53,74 @@ def index_scores(
 ) -> Tensor:
     """Σ_j w_j ReLU(q_j · k_s) at the places chosen [B, T, N], or at all keys [B, T, S] for None; −∞ at −1 or the unseen.
 
-    Shapes else as in `select_keys`. With None the result is as large as the text squared: hand in few queries.
+    Shapes else as in `select_keys`; float32 at least. With None the result is as large as the text squared: hand in few
+    queries.
     """
     name = "index_scores"
-    implementation = resolve(backend, name)
     _check_index(name, q, k, weights)
     if chosen is not None:
         require_axes(name, "chosen", chosen, "[B, T, N]")
         require_shape(name, "chosen", chosen, (*q.shape[:2], chosen.shape[2]), "[B, T, N]")
+    kernel = "scores" if chosen is None else "places"
+    implementation = resolve(
+        backend, OPERATOR, q, k, weights, chosen, widths={"I": q.shape[3]}, kernel=kernel
+    )
+    if implementation == "triton":
+        from kernels.selected_attention import triton
+
+        return triton.index_scores(q, k, weights, chosen)
     if implementation == "chunked":
         return chunked.index_scores(q, k, weights, chosen)
     return reference.index_scores(q, k, weights, chosen)
+
+
+def index_divergence(
+    q: Tensor,
+    k: Tensor,
+    weights: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    scale: float | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """The mean over B and T of KL(p_t ‖ softmax(I_t)) over all keys seen: what the index learns while attention is dense.
+
+    I are the scores of `select_keys`; p is the mean over H of softmax(scale queries_h · keys_h), queries [B, T, H, K],
+    keys [B, S, H, K], scale K**-0.5 unless given. Gradients go to q, k and weights alone. One number, in float32 at least;
+    nothing as large as the text squared is held.
+    """
+    return _divergences(q, k, weights, queries, keys, scale=scale, backend=backend).mean()
+
+
+@stackable()
+def _divergences(
+    q: Tensor,
+    k: Tensor,
+    weights: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    scale: float | None,
+    backend: Backend,
+) -> Tensor:
+    """The mean over T alone, [B], so that members of a stack may be entries of the batch."""
+    name = "index_divergence"
+    _check_index(name, q, k, weights)
+    require_axes(name, "queries", queries, "[B, T, H, K]")
+    heads, key = queries.shape[2:]
+    require_shape(name, "queries", queries, (*q.shape[:2], heads, key), "[B, T, H, K]")
+    require_shape(name, "keys", keys, (*k.shape[:2], heads, key), "[B, S, H, K]")
+    scale = key**-0.5 if scale is None else scale
+    widths, tensors = {"I": q.shape[3], "K": key}, (q, k, weights, queries, keys)
+    implementation = resolve(backend, OPERATOR, *tensors, widths=widths, kernel="difference")
+    if implementation == "triton":
+        from kernels.selected_attention import triton
+
+        return triton.index_divergence(q, k, weights, queries, keys, scale)
+    if implementation == "chunked":
+        return chunked.index_divergence(q, k, weights, queries, keys, scale)
+    return reference.index_divergence(q, k, weights, queries, keys, scale)
 
 
 @stackable()
@@ -68,16 +131,16 @@ def selected_attention(
     *,
     value: int,
     scale: float | None = None,
+    shares: bool = True,
     backend: Backend = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Attention of all heads over one shared set of keys a query, whose first `value` columns are the values.
 
     q [B, T, H, K]; k [B, S, K]; chosen [B, T, N] are places in k, −1 for none; scale K**-0.5 unless given. Returns
     o [B, T, H, V] in k's dtype, 0 where a query chose nothing, and the mean weight of each chosen key [B, T, N],
-    in float32 at least and without gradient.
+    in float32 at least and without gradient, or None where no shares are asked for.
     """
     name = "selected_attention"
-    implementation = resolve(backend, name)
     require_axes(name, "q", q, "[B, T, H, K]")
     require_axes(name, "k", k, "[B, S, K]")
     require_axes(name, "chosen", chosen, "[B, T, N]")
@@ -89,8 +152,15 @@ def selected_attention(
             f"{name}: value={value} must be from 1 to {key}, the width of the keys it is cut from"
         )
     scale = key**-0.5 if scale is None else scale
+    widths = {"V": value, "K - V": key - value}
+    implementation = resolve(backend, OPERATOR, q, k, chosen, widths=widths, kernel="attend")
+    if implementation == "triton":
+        from kernels.selected_attention import triton
+
+        return triton.selected_attention(q, k, chosen, value, scale, shares)
+    output, weights = None, None
     if implementation == "chunked":
-        output, shares = chunked.selected_attention(q, k, chosen, value, scale)
-        if not is_poisoned(output):
-            return output, shares
-    return reference.selected_attention(q, k, chosen, value, scale)
+        output, weights = chunked.selected_attention(q, k, chosen, value, scale)
+    if output is None or is_poisoned(output):
+        output, weights = reference.selected_attention(q, k, chosen, value, scale)
+    return output, weights if shares else None

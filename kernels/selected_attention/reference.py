@@ -46,6 +46,22 @@ def select_keys(q: Tensor, k: Tensor, weights: Tensor, keep: int) -> Tensor:
     return chosen
 
 
+def index_divergence(
+    q: Tensor, k: Tensor, weights: Tensor, queries: Tensor, keys: Tensor, scale: float
+) -> Tensor:
+    """Each query's divergence over what it sees, and their mean for each batch entry; shapes as in `ops.index_divergence`."""
+    dtype = working_dtype(q, k, weights, queries, keys)
+    early, total = k.shape[1] - q.shape[1], torch.zeros(q.shape[0], dtype=dtype, device=q.device)
+    with torch.autocast(q.device.type, enabled=False):
+        for t in range(q.shape[1]):
+            seen = early + t + 1
+            own = score(q[:, t], k[:, :seen], weights[:, t]).to(dtype).log_softmax(-1)
+            shares = torch.einsum("bhk,bshk->bhs", queries[:, t].to(dtype), keys[:, :seen].to(dtype)) * scale
+            shares = shares.detach().softmax(-1).mean(1)
+            total = total + (torch.special.xlogy(shares, shares) - shares * own).sum(-1)
+    return total / q.shape[1]
+
+
 def selected_attention(
     q: Tensor, k: Tensor, chosen: Tensor, value: int, scale: float
 ) -> tuple[Tensor, Tensor]:

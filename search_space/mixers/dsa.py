@@ -168,10 +168,11 @@ class DSAMixer(LatentMixer):
             chosen = self.choose(looked, x, seen, stream)
             stream = stream.with_value(DSA.name, chosen)
         if seen > self.top_k and not (self.training and self.warming):
+            queries, learns = self.absorb(new.queries), learner is not None
             read, shares = selected_attention(
-                self.absorb(new.queries), latents, chosen, value=self.rank, scale=self.scale
+                queries, latents, chosen, value=self.rank, scale=self.scale, shares=learns
             )
-            if learner is not None:
+            if learner is not None and shares is not None:
                 stream = stream.with_loss(learner.sparse_loss(chosen, shares))
             return self.finish(read.to(new.queries.dtype)).to(x.dtype), state, stream
         keys, values = self.expand(latents)
@@ -182,18 +183,16 @@ class DSAMixer(LatentMixer):
 
     def step_with(self, x: Tensor, state: DSAState, stream: Stream) -> tuple[Tensor, DSAState, Stream]:
         new, latents, looked, state = self.look(x[:, None], state)
-        seen = latents.shape[1]
+        seen, queries = latents.shape[1], self.absorb(new.queries).to(latents.dtype)
         if seen > self.top_k:
-            chosen = self.choose(looked, x[:, None], seen, stream)[:, 0]
-            stream = stream.with_value(DSA.name, chosen)
-            # Only these rows are read: gathered first, then attended to.
-            latents = torch.stack([own[rows] for own, rows in zip(latents, chosen, strict=True)])
-        latents = latents[:, :, None]
-        read = softmax_attention_step(
-            self.absorb(new.queries[:, 0]).to(latents.dtype),
-            latents,
-            latents[..., : self.rank],
-            visible=latents.shape[1],
-            scale=self.scale,
-        )
+            # Only the rows that are chosen are read.
+            chosen = self.choose(looked, x[:, None], seen, stream)
+            stream = stream.with_value(DSA.name, chosen[:, 0])
+            read, _ = selected_attention(
+                queries, latents, chosen, value=self.rank, scale=self.scale, shares=False
+            )
+            read = read[:, 0]
+        else:
+            keys, values = latents[:, :, None], latents[:, :, None, : self.rank]
+            read = softmax_attention_step(queries[:, 0], keys, values, visible=seen, scale=self.scale)
         return self.finish(read.to(new.queries.dtype)).to(x.dtype), state, stream

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.selected_attention import chunked
-from kernels.selected_attention.ops import index_scores, select_keys, selected_attention
+from kernels.selected_attention.ops import index_divergence, index_scores, select_keys, selected_attention
 
 LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 130)
 
@@ -114,6 +114,66 @@ def test_scores_equal_the_loop(time: int, agree: Callable[..., None]) -> None:
         agree(call, inputs)
 
 
+def divergence_inputs(time: int, keys: int) -> dict[str, Tensor]:
+    names = ("q", "k", "weights")
+    return {
+        **dict(zip(names, index_inputs(time, keys), strict=True)),
+        "queries": torch.randn(2, time, 4, 6),
+        "keys": torch.randn(2, keys, 4, 6),
+    }
+
+
+@pytest.mark.parametrize("time", LENGTHS)
+@pytest.mark.parametrize("more", [0, 5])
+def test_the_divergence_equals_the_loop(time: int, more: int, agree: Callable[..., None]) -> None:
+    inputs = divergence_inputs(time, time + more)
+
+    def call(backend: str, *own: Tensor) -> tuple[Tensor]:
+        return (index_divergence(*own, scale=0.7, backend=backend),)
+
+    agree(call, inputs, floor=1e-6)
+
+
+def test_members_of_a_stack_are_taken_side_by_side(near: Callable[..., None]) -> None:
+    members = [tuple(divergence_inputs(9, 12).values()) for _ in range(3)]
+    stacks = [torch.stack(column) for column in zip(*members, strict=True)]
+    index = [x.requires_grad_() for x in stacks[:3]]
+
+    def learn(*own: Tensor) -> Tensor:
+        chosen = select_keys(*own[:3], keep=4).clamp(min=0)
+        return index_divergence(*own) + index_scores(*own[:3], chosen).sum()
+
+    together = torch.func.vmap(learn)(*stacks)
+    apart = torch.stack([learn(*(x[m] for x in stacks)) for m in range(3)])
+    near(together.detach(), apart.detach())
+    weights = torch.tensor([1.0, -2.0, 0.5])
+    gradients = (torch.autograd.grad(x @ weights, index) for x in (together, apart))
+    for a, b in zip(*gradients, strict=True):
+        near(a, b)
+
+
+def test_the_divergence_written_out(near: Callable[..., None]) -> None:
+    inputs = {name: x.double() for name, x in divergence_inputs(9, 12).items()}
+    hidden = torch.ones(9, 12, dtype=torch.bool).triu(4)
+    queries, keys = inputs.pop("queries"), inputs.pop("keys")
+    shares = torch.einsum("bthk,bshk->bhts", queries, keys) / 6**0.5
+    shares = shares.masked_fill(hidden, -torch.inf).softmax(-1).mean(1)
+    leaves = [x.requires_grad_() for x in inputs.values()]
+    scores = index_scores(*leaves, None)
+    index = scores.softmax(-1)
+    wanted = (shares * (shares / index).log().masked_fill(hidden, 0)).sum() / 18
+    actual = index_divergence(*leaves, queries, keys)
+    near(actual.detach(), wanted.detach(), bound=1e-10)
+    # Its gradient by the scores is softmax(I) − p.
+    slopes = ((index - shares) / 18).detach()
+    for a, b in zip(
+        torch.autograd.grad(actual, leaves),
+        torch.autograd.grad(scores.masked_fill(hidden, 0), leaves, slopes),
+        strict=True,
+    ):
+        near(a, b, bound=1e-10)
+
+
 def test_over_all_keys_it_is_softmax_attention(near: Callable[..., None]) -> None:
     q, k = torch.randn(2, 50, 3, 12), torch.randn(2, 50, 12)
     chosen = select_keys(*index_inputs(50, 50), keep=50)
@@ -165,6 +225,8 @@ def test_gradients_in_float64() -> None:
     index = [x.double().requires_grad_() for x in index_inputs(6, 8)]
     places = select_keys(*index, keep=3).clamp(min=0)
     assert torch.autograd.gradcheck(lambda *own: index_scores(*own, places), index)
+    queries, keys = torch.randn(2, 6, 2, 5).double(), torch.randn(2, 8, 2, 5).double()
+    assert torch.autograd.gradcheck(lambda *own: index_divergence(*own, queries, keys), index)
 
 
 def test_low_precision_and_types(near: Callable[..., None]) -> None:
@@ -189,6 +251,8 @@ def test_nothing_as_large_as_the_text_squared_is_held(
     assert largest_bytes(lambda: selected_attention(q, k, chosen, value=4)[0].sum().backward()) <= square / 8
     leaves = [x.requires_grad_() for x in index]
     assert largest_bytes(lambda: index_scores(*leaves, chosen).sum().backward()) <= square / 8
+    queries, keys = torch.randn(1, time, 1, 8), torch.randn(1, time, 1, 8)
+    assert largest_bytes(lambda: index_divergence(*leaves, queries, keys).backward()) <= square / 8
 
 
 def test_wrong_shapes_are_refused() -> None:
@@ -199,6 +263,10 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         select_keys(q, k, weights, keep=0)
     chosen = select_keys(q, k, weights, keep=3)
+    queries, keys = torch.randn(2, 6, 4, 5), torch.randn(2, 8, 4, 5)
+    for name, bad in (("queries", (queries[:, 1:], keys)), ("keys", (queries, keys[:, :, :3]))):
+        with pytest.raises(ValueError, match=f"index_divergence: {name}"):
+            index_divergence(q, k, weights, *bad)
     with pytest.raises(ValueError, match="index_scores: chosen"):
         index_scores(q, k, weights, chosen[:, :2])
     with pytest.raises(ValueError, match="from 1 to 8"):

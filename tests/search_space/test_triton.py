@@ -47,6 +47,7 @@ SERVED = {
     "rglru",
     "shortconv",
     "sru",
+    "dsa",
 }
 """Words that a kernel must serve; the others run on torch's own operations on a GPU too."""
 OPERATORS = {
