@@ -38,9 +38,12 @@ def chunk_sums(gate):
 
 
 @triton.jit
-def pair_decays(whole, rest, C: tl.constexpr, TURNED: tl.constexpr):
-    """exp(Σ_{j<s≤i}) for j ≤ i else 0 [C, C] from the parts of a running sum: rows i, columns j, or turned."""
-    i = tl.arange(0, C)
+def pair_decays(whole, rest, C: tl.constexpr, TURNED: tl.constexpr, R: tl.constexpr = 1):
+    """exp(Σ_{j<s≤i}) for j ≤ i else 0 [C, C] from the parts of a running sum: rows i, columns j, or turned.
+
+    R rows of a token count as one, where the running sum is the same for all of them.
+    """
+    i = tl.arange(0, C) // R
     if TURNED:
         between = (whole[None, :] - whole[:, None]) + (rest[None, :] - rest[:, None])
         return tl.exp(tl.where(i[:, None] <= i[None, :], between, float("-inf")))
@@ -58,11 +61,11 @@ def chunk_decays(gate, C: tl.constexpr):
 
 @triton.jit
 def chunk_place(own, T, cu_seqlens, offsets, owners, C: tl.constexpr):
-    """First token of the chunk `own` of all documents, and which of its places hold a token: in unused chunks none."""
+    """First token of the chunk `own` of all documents, and how many there are from it on: in an unused chunk none."""
     n = tl.load(owners + own).to(tl.int64) if owners is not None else own // tl.cdiv(T, C)
     first, length, chunk = document_bounds(n, T, cu_seqlens, offsets, C)
     begin = (own - chunk) * C
-    return first + begin, tl.arange(0, C) < length - begin
+    return first + begin, length - begin
 
 
 @triton.jit

@@ -15,6 +15,7 @@ from kernels.scalar_delta.probe import PROBES as SCALAR_DELTA
 from kernels.selected_attention.probe import PROBES as SELECTED_ATTENTION
 from kernels.selective_scan.probe import PROBES as SELECTIVE_SCAN
 from kernels.short_convolution.probe import PROBES as SHORT_CONVOLUTION
+from kernels.trapezoid.probe import PROBES as TRAPEZOID
 
 PROBES: tuple[Probe, ...] = (
     *BLOCK_ATTENTION,
@@ -31,6 +32,7 @@ PROBES: tuple[Probe, ...] = (
     *SELECTED_ATTENTION,
     *SELECTIVE_SCAN,
     *SHORT_CONVOLUTION,
+    *TRAPEZOID,
 )
 
 

@@ -199,6 +199,24 @@ class _Chunks(torch.autograd.Function):
         )
 
 
+def first_state(
+    dtype: torch.dtype,
+    late: Tensor,
+    state: Tensor | None,
+    previous: tuple[Tensor, Tensor] | None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor | None:
+    """The state [B, H, K, V] with what the first token writes late of the one before; shapes as in `ops.trapezoid`."""
+    first = None if state is None else state.to(dtype)
+    if previous is None:
+        return first
+    with torch.autocast(late.device.type, enabled=False):
+        start = late[:, 0] if cu_seqlens is None else late[0, cu_seqlens[:-1]]
+        keys, values = (x.to(dtype).transpose(1, 2) for x in previous)
+        written = keys.mT @ (values * start[:, :, None, None].to(dtype))
+        return written if first is None else first + written
+
+
 def trapezoid(
     q: Tensor,
     k: Tensor,
@@ -214,13 +232,9 @@ def trapezoid(
     batch, time, _, heads, value = v.shape
     dtype = working_dtype(q, k, v, log_decay, late, fresh, state, *(previous or ()))
     with torch.autocast(q.device.type, enabled=False):
-        if state is None:
+        first = first_state(dtype, late, state, previous)
+        if first is None:
             first = torch.zeros(batch, heads, k.shape[-1], value, dtype=dtype, device=v.device)
-        else:
-            first = state.to(dtype)
-        if previous is not None:
-            keys, values = (x.to(dtype).transpose(1, 2) for x in previous)
-            first = first + keys.mT @ (values * late[:, 0, :, None, None].to(dtype))
         result: tuple[Tensor, Tensor] = _Chunks.apply(  # type: ignore[no-untyped-call]
             q, k, v, log_decay, late, fresh, first, min(chunk, time)
         )

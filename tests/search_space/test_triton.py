@@ -25,6 +25,7 @@ SERVED = {
     "retnet",
     "lightning",
     "mamba2",
+    "mamba3",
     "mlstm",
     "gla",
     "hgrn2",
