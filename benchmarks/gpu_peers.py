@@ -51,13 +51,16 @@ def _attention(x: Inputs) -> dict[str, Run]:
 
     def sdpa() -> tuple[Tensor, ...]:
         q, k, v = heads_first()
-        return (F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),)
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return (output.transpose(1, 2),)
 
     peers: dict[str, Run] = {"sdpa": sdpa}
     if x["q"].device.type == "cuda":
         time = x["q"].shape[1]
         mask = create_block_mask(lambda _b, _h, i, j: i >= j, None, None, time, time, device="cuda")
-        peers["flex_attention"] = lambda: (_flex()(*heads_first(), block_mask=mask, enable_gqa=True),)
+        peers["flex_attention"] = lambda: (
+            _flex()(*heads_first(), block_mask=mask, enable_gqa=True).transpose(1, 2),
+        )
     return peers
 
 

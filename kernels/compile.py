@@ -21,7 +21,7 @@ import torch
 import triton
 
 from kernels.backend import TRITON_DTYPES
-from kernels.configurations import find, table
+from kernels.configurations import Configuration, find, table
 from kernels.launch import Compiled, dry_run
 from kernels.probe import Probe, Sizes, cast, differentiable, fitting, token_of
 from kernels.probes import PROBES
@@ -57,16 +57,22 @@ def footprints(
     """
     seen: dict[str, Footprint] = {}
     done: set[tuple[str, tuple[int, ...], str]] = set()
-    with dry_run(architecture) as compiled:
-        for probe, sizes, dtype, kernels in _calls(operator, architecture, dtypes):
-            if not every and all((kernel, probe.widths(sizes), dtype) in done for kernel in kernels):
-                continue
+    for probe, sizes, dtype, kernels in _calls(operator, architecture, dtypes):
+        if not every and all((kernel, probe.widths(sizes), dtype) in done for kernel in kernels):
+            continue
+
+        def own(
+            row: Configuration, probe: Probe = probe, widths: tuple[int, ...] = probe.widths(sizes)
+        ) -> bool:
+            """Kernels whose rows have other bounds are compiled at these."""
+            return not probe.asks(row.kernel) or row.widths == widths
+
+        with dry_run(architecture, own) as compiled:
             exercise(probe, sizes, DTYPES[dtype])
             done |= {(one.configuration.kernel, probe.widths(sizes), dtype) for one in compiled}
             for one in compiled:
                 if one.binary.hash not in seen:
                     seen[one.binary.hash] = _footprint(one)
-            compiled.clear()
     return list(seen.values())
 
 
@@ -93,7 +99,7 @@ def _calls(
 def exercise(probe: Probe, sizes: Sizes, dtype: torch.dtype) -> None:
     """Forward, backward and step of a probe through Triton; within a dry run this compiles its kernels."""
     drawn = cast(probe, probe.draw(sizes, torch.Generator().manual_seed(0)), dtype)
-    inputs = {name: x.requires_grad_() if differentiable(x) else x for name, x in drawn.items()}
+    inputs = {name: x.requires_grad_(probe.backward) if differentiable(x) else x for name, x in drawn.items()}
     outputs = probe.call("triton", inputs)
     if probe.backward:
         asked = [x for x in outputs if x.requires_grad]

@@ -1,6 +1,6 @@
 """How a Triton kernel is launched: with its row of the table, run or only compiled."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ class Compiled:
 
 
 _COMPILED: ContextVar[list[Compiled] | None] = ContextVar("COMPILED", default=None)
+_WANTED: ContextVar[Callable[[Configuration], bool] | None] = ContextVar("WANTED", default=None)
 
 
 def configure(operator: str, kernel: str, widths: Sequence[int], like: Tensor) -> Configuration:
@@ -61,6 +62,9 @@ def launch(
     options = {**constants, **row.blocks, "num_warps": row.num_warps, "num_stages": row.num_stages}
     compiled = _COMPILED.get()
     if compiled is not None:
+        wanted = _WANTED.get()
+        if wanted is not None and not wanted(row):
+            return
         binary = kernel.warmup(*arguments, grid=grid, **options)
         place = TARGET.get() or ""
         compiled.append(
@@ -126,19 +130,21 @@ class _NoDevice:
 
 
 @contextmanager
-def dry_run(target: str) -> Iterator[list[Compiled]]:
+def dry_run(target: str, wanted: Callable[[Configuration], bool] | None = None) -> Iterator[list[Compiled]]:
     """Within it operators called with backend='triton' compile their kernels for an architecture (sm_90) and run none.
 
-    Their outputs hold arbitrary numbers. Needs no GPU. Triton must not interpret (TRITON_INTERPRET unset).
+    Kernels launched with a row that is not wanted are passed over. Outputs hold arbitrary numbers. Needs no GPU.
+    Triton must not interpret (TRITON_INTERPRET unset).
     """
     capability = int(target.removeprefix("sm_"))
     before = triton.runtime.driver._active
     triton.runtime.driver.set_active(_NoDevice(GPUTarget("cuda", capability, 32)))
     compiled: list[Compiled] = []
-    tokens = TARGET.set(target), _COMPILED.set(compiled)
+    tokens = TARGET.set(target), _COMPILED.set(compiled), _WANTED.set(wanted)
     try:
         yield compiled
     finally:
         TARGET.reset(tokens[0])
         _COMPILED.reset(tokens[1])
+        _WANTED.reset(tokens[2])
         triton.runtime.driver._active = before

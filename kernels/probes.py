@@ -15,7 +15,9 @@ from kernels.scalar_delta.probe import PROBES as SCALAR_DELTA
 from kernels.selected_attention.probe import PROBES as SELECTED_ATTENTION
 from kernels.selective_scan.probe import PROBES as SELECTIVE_SCAN
 from kernels.short_convolution.probe import PROBES as SHORT_CONVOLUTION
+from kernels.softmax_attention.probe import PROBES as SOFTMAX_ATTENTION
 from kernels.trapezoid.probe import PROBES as TRAPEZOID
+from kernels.window_mass.probe import PROBES as WINDOW_MASS
 
 PROBES: tuple[Probe, ...] = (
     *BLOCK_ATTENTION,
@@ -32,7 +34,9 @@ PROBES: tuple[Probe, ...] = (
     *SELECTED_ATTENTION,
     *SELECTIVE_SCAN,
     *SHORT_CONVOLUTION,
+    *SOFTMAX_ATTENTION,
     *TRAPEZOID,
+    *WINDOW_MASS,
 )
 
 

@@ -9,10 +9,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, is_poisoned, require_axes, require_groups, require_shape, resolve
+from kernels.backend import (
+    Backend,
+    is_poisoned,
+    require_axes,
+    require_groups,
+    require_shape,
+    resolve,
+    wants_gradient,
+)
+from kernels.packing import by_document, require_documents
 from kernels.softmax_attention import chunked, reference
 from kernels.softmax_attention.options import Options
 from kernels.stacked import stackable
+
+OPERATOR = "softmax_attention"
 
 
 @stackable(shared=("slopes",), each=("sink_logits",))
@@ -29,6 +40,7 @@ def softmax_attention(
     sinks: int = 0,
     skipped: int = 0,
     sink_logits: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Causal attention; query i stands at position S - T + i and sees the last `window` keys up to its own.
@@ -39,18 +51,13 @@ def softmax_attention(
     `spans` gives every head a window of its own (arXiv:2406.14909). The scaled scores are capped at ±`soft_cap` by
     a tanh, then each loses slopes [H] times its distance in tokens. The first `sinks` keys stay visible besides the
     window; `skipped` tokens between them and the other keys were left out, and count in distances only.
-    sink_logits [H] join the denominator alone.
+    sink_logits [H] join the denominator alone. cu_seqlens [N + 1] packs N documents, each a text of its own, in one row;
+    there are then as many keys as queries.
     """
-    name = "softmax_attention"
-    implementation = resolve(backend, name)
     options = Options(soft_cap=soft_cap, slopes=slopes, sinks=sinks, skipped=skipped, sink_logits=sink_logits)
-    _check(name, q, k, v, window, spans, options)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if implementation == "chunked":
-        output, _ = chunked.softmax_attention(q, k, v, window, spans, scale, options, with_sums=False)
-        if not is_poisoned(output):
-            return output
-    return _by_reference(q, k, v, window, spans, scale, options)[0]
+    return _attend(
+        "softmax_attention", q, k, v, window, spans, scale, options, cu_seqlens, backend, with_sums=False
+    )[0]
 
 
 @stackable(shared=("slopes",), each=("sink_logits",))
@@ -67,23 +74,29 @@ def softmax_attention_with_sums(
     sinks: int = 0,
     skipped: int = 0,
     sink_logits: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`softmax_attention`, and the logarithms of its denominators [B, T, H], which `merge` asks for.
 
     They are in float32 at least, hold the sink's share, and carry gradients.
     """
-    name = "softmax_attention_with_sums"
-    implementation = resolve(backend, name)
     options = Options(soft_cap=soft_cap, slopes=slopes, sinks=sinks, skipped=skipped, sink_logits=sink_logits)
-    _check(name, q, k, v, window, spans, options)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if implementation == "chunked":
-        output, sums = chunked.softmax_attention(q, k, v, window, spans, scale, options, with_sums=True)
-        assert sums is not None
-        if not is_poisoned(output):
-            return output, sums
-    return _by_reference(q, k, v, window, spans, scale, options)
+    output, sums = _attend(
+        "softmax_attention_with_sums",
+        q,
+        k,
+        v,
+        window,
+        spans,
+        scale,
+        options,
+        cu_seqlens,
+        backend,
+        with_sums=True,
+    )
+    assert sums is not None
+    return output, sums
 
 
 def merge(outputs: Sequence[Tensor], sums: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -139,7 +152,6 @@ def softmax_attention_step(
     the first `sinks` slots are seen whatever their head's span.
     """
     name = "softmax_attention_step"
-    implementation = resolve(backend, name)
     require_axes(name, "q", q, "[B, H, K]")
     require_axes(name, "k", k, "[B, S, G, K]")
     require_axes(name, "v", v, "[B, S, G, V]")
@@ -159,18 +171,72 @@ def softmax_attention_step(
     if distance is not None:
         require_shape(name, "distance", distance, (slots,), "[S]")
         distance = distance[:visible]
+    tensors = (q, k, v, slopes, sink_logits, distance)
+    widths = {"K": key, "V": v.shape[-1]}
+    implementation = resolve(backend, name, *tensors, widths=widths, kernel="step")
     if visible == 0:
         return v.new_zeros(batch, heads, v.shape[-1])
+    scale = key**-0.5 if scale is None else scale
+    if implementation == "triton" and not wants_gradient(*tensors):
+        from kernels.softmax_attention import triton
+
+        return triton.step(q, k, v, visible, spans, sinks, scale, options, distance)
     hidden = None
     if spans is not None:
         assert distance is not None
         span = torch.tensor(spans, device=q.device).unsqueeze(1)
         hidden = (distance >= span) & (torch.arange(visible, device=q.device) >= sinks)
-    scale = key**-0.5 if scale is None else scale
     k, v = k[:, :visible], v[:, :visible]
-    if implementation == "chunked":
-        return chunked.step(q, k, v, scale, options, distance, hidden)
-    return reference.step(q, k, v, scale, options, distance, hidden)[0]
+    if implementation == "reference":
+        return reference.step(q, k, v, scale, options, distance, hidden)[0]
+    return chunked.step(q, k, v, scale, options, distance, hidden)
+
+
+def _attend(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    spans: Sequence[int] | None,
+    scale: float | None,
+    options: Options,
+    cu_seqlens: Tensor | None,
+    backend: Backend,
+    *,
+    with_sums: bool,
+) -> tuple[Tensor, Tensor | None]:
+    _check(name, q, k, v, window, spans, options, cu_seqlens)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    widths = {"K": k.shape[-1], "V": v.shape[-1]}
+    tensors = (q, k, v, options.slopes, options.sink_logits)
+    implementation = resolve(backend, OPERATOR, *tensors, widths=widths)
+    if implementation == "triton":
+        from kernels.softmax_attention import triton
+
+        return triton.softmax_attention(
+            q, k, v, window, spans, scale, options, cu_seqlens, with_sums=with_sums
+        )
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+        if implementation == "chunked":
+            output, sums = chunked.softmax_attention(
+                q, k, v, window, spans, scale, options, with_sums=with_sums
+            )
+            if not is_poisoned(output):
+                return output, sums
+        return _by_reference(q, k, v, window, spans, scale, options)
+
+    if cu_seqlens is None:
+        return run(q, k, v)
+
+    def alone(q: Tensor, k: Tensor, v: Tensor, _: None) -> tuple[Tensor, Tensor]:
+        output, sums = run(q, k, v)
+        # Joined along its first axis, which is time in the only row.
+        return output, output[0, :, :, 0] if sums is None else sums[0]
+
+    output, sums = by_document(alone, (q, k, v), None, cu_seqlens)
+    return output, sums.unsqueeze(0)
 
 
 def _by_reference(
@@ -195,6 +261,7 @@ def _check(
     window: int | None,
     spans: Sequence[int] | None,
     options: Options,
+    cu_seqlens: Tensor | None,
 ) -> None:
     require_axes(name, "q", q, "[B, T, H, K]")
     require_axes(name, "k", k, "[B, S, G, K]")
@@ -207,6 +274,12 @@ def _check(
     if keys < time:
         raise ValueError(
             f"{name}: {keys} keys for {time} queries; pass at least one key a query, aligned at the end"
+        )
+    require_documents(name, cu_seqlens, batch, time)
+    if cu_seqlens is not None and keys != time:
+        raise ValueError(
+            f"{name}: cu_seqlens packs documents that see themselves alone, but there are {keys} keys for {time} "
+            "queries; pass as many keys as queries"
         )
     _check_options(name, heads, window, spans, options)
     if options.skipped and keys - time < options.sinks:

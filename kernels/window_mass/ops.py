@@ -6,7 +6,15 @@ After the hybrid attention of LoLCATs, arXiv:2410.10254, which adds such a windo
 
 from torch import Tensor
 
-from kernels.backend import Backend, is_poisoned, require_axes, require_groups, require_shape, resolve
+from kernels.backend import (
+    Backend,
+    is_poisoned,
+    require_axes,
+    require_groups,
+    require_shape,
+    resolve,
+    wants_gradient,
+)
 from kernels.stacked import stackable
 from kernels.window_mass import chunked, reference
 
@@ -29,7 +37,6 @@ def window_mass(
     taken for the largest. Nothing is as large as T×S.
     """
     name = "window_mass"
-    implementation = resolve(backend, name)
     require_axes(name, "q", q, "[B, T, H, K]")
     require_axes(name, "k", k, "[B, S, G, K]")
     require_axes(name, "v", v, "[B, S, G, V]")
@@ -45,6 +52,11 @@ def window_mass(
     if window < 1:
         raise ValueError(f"{name}: window={window} must be at least 1 (a token sees itself)")
     scale = key**-0.5 if scale is None else scale
+    implementation = resolve(backend, name, q, k, v, widths={"K": key, "V": v.shape[-1]})
+    if implementation == "triton":
+        from kernels.window_mass import triton
+
+        return triton.window_mass(q, k, v, window, scale)
     if implementation == "chunked":
         output, mass = chunked.window_mass(q, k, v, window, scale)
         if not is_poisoned(output):
@@ -68,7 +80,6 @@ def window_mass_step(
     visible is 0.
     """
     name = "window_mass_step"
-    implementation = resolve(backend, name)
     require_axes(name, "q", q, "[B, H, K]")
     require_axes(name, "k", k, "[B, S, G, K]")
     require_axes(name, "v", v, "[B, S, G, V]")
@@ -81,8 +92,13 @@ def window_mass_step(
         raise ValueError(
             f"{name}: visible={visible} lies outside the {slots} slots; pass a number from 0 to {slots}"
         )
+    implementation = resolve(backend, name, q, k, v, widths={"K": key, "V": v.shape[-1]}, kernel="step")
     if visible == 0:
         return v.new_zeros(batch, heads, v.shape[-1]), q.new_zeros(batch, heads)
     scale = key**-0.5 if scale is None else scale
-    run = chunked.step if implementation == "chunked" else reference.step
+    if implementation == "triton" and not wants_gradient(q, k, v):
+        from kernels.window_mass import triton
+
+        return triton.step(q, k, v, visible, scale)
+    run = reference.step if implementation == "reference" else chunked.step
     return run(q, k[:, :visible], v[:, :visible], scale)

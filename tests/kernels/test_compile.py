@@ -13,10 +13,8 @@ from kernels.probes import PROBES
 
 OPERATORS = sorted({probe.operator for probe in PROBES})
 WIDE_PRODUCTS = "nearly exact products of more than 128 keys with the state"
-SPLIT = (
-    "at widths of 256 the parts into which one float32 operand is split for tensor cores fill the registers"
-)
 WIDE_KEYS = "256 channels of a state and of keys in two TF32 numbers each do not fit; on an H100 128 do"
+SPLIT = "at the widest the parts into which one float32 operand is split for tensor cores fill the registers"
 SPILLS: dict[tuple[str, str, str], tuple[int, str]] = {
     ("channel_decay", "backward", "float32"): (472, WIDE_PRODUCTS),
     ("channel_decay", "forward", "float32"): (536, WIDE_PRODUCTS),
@@ -38,6 +36,11 @@ SPILLS: dict[tuple[str, str, str], tuple[int, str]] = {
         "nearly exact products of more than 64 keys with the state",
     ),
     ("low_rank_delta", "pairs_backward", "float32"): (32, "nearly exact products, even at the fewest keys"),
+    **{
+        (operator, kernel, "float32"): (most, SPLIT)
+        for operator in ("softmax_attention", "window_mass")
+        for kernel, most in (("forward", 24), ("backward_queries", 88), ("backward_keys", 136), ("step", 48))
+    },
 }
 """(operator, kernel, type) → bytes that it may spill, and why."""
 

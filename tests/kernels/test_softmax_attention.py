@@ -358,10 +358,11 @@ def test_wrong_settings_are_named():
     q, k, v = draw(5).values()
     with pytest.raises(ValueError, match="window=0 must be at least 1"):
         softmax_attention(q, k, v, window=0)
-    with pytest.raises(ValueError, match="softmax_attention: there is no Triton kernel yet"):
-        softmax_attention(q, k, v, backend="triton")
-    with pytest.raises(ValueError, match="softmax_attention_step: there is no Triton kernel yet"):
-        softmax_attention_step(q[:, 0], k, v, visible=5, backend="triton")
+    wide = torch.zeros(2, 5, 2, 300)
+    with pytest.raises(ValueError, match="softmax_attention: no configuration serves K=12, V=300"):
+        softmax_attention(q, k, wide, backend="triton")
+    with pytest.raises(ValueError, match=r"softmax_attention_step: a tensor is torch.float64"):
+        softmax_attention_step(q[:, 0].double(), k, v, visible=5, backend="triton")
     for visible in (-1, 6):
         with pytest.raises(ValueError, match=f"visible={visible} lies outside the 5 slots"):
             softmax_attention_step(q[:, 0], k, v, visible=visible)

@@ -49,6 +49,13 @@ SERVED = {
     "shortconv",
     "sru",
     "dsa",
+    "full",
+    "window",
+    "differential",
+    "cross_layer",
+    "mla",
+    "mosa",
+    "infini",
 }
 """Words that a kernel must serve; the others run on torch's own operations on a GPU too."""
 OPERATORS = {
