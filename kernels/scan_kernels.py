@@ -18,53 +18,8 @@ itself, whose rows all see one another; else w is 1.
 import triton
 import triton.language as tl
 
-from kernels.fused import chunk_place, chunk_products, chunk_sums, document_bounds, pair_decays
-
-
-@triton.jit
-def _live(left, R: tl.constexpr, C: tl.constexpr):
-    """Which rows of a chunk belong to one of the `left` tokens from its first one on."""
-    i = tl.arange(0, C)
-    return (i < C // R * R) & (i < left * R)
-
-
-@triton.jit
-def _decays(gate, left, H: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
-    """What `chunk_sums` tells of the rows of a chunk, with `left` tokens to come; gate points to its first token."""
-    i, fades = tl.arange(0, C), tl.zeros([C], tl.float32)
-    if gate is not None:
-        # A token's log-decay lies in the first of its rows, and acts on all of them.
-        fades = tl.load(gate + i // R * H, mask=_live(left, R, C) & (i % R == 0), other=0.0)
-    return chunk_sums(fades)
-
-
-@triton.jit
-def _weights(late, fresh, left, H: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
-    """What the writes of a chunk's rows weigh for later tokens, and for the token itself [C]."""
-    if late is None:
-        return tl.full([C], 1.0, tl.float32), tl.full([C], 1.0, tl.float32)
-    else:
-        token, live = tl.arange(0, C) // R, _live(left, R, C)
-        now = tl.load(fresh + token * H, mask=live, other=0.0)
-        return now + tl.load(late + (token + 1) * H, mask=live & (token + 1 < left), other=0.0), now
-
-
-@triton.jit
-def _mixed(pairs, whole, rest, weight, now, R: tl.constexpr, C: tl.constexpr, BACK: tl.constexpr):
-    """Products of pairs of rows, times what the reader keeps of the writer: rows read; with BACK they write."""
-    token = tl.arange(0, C) // R
-    pairs = pairs * pair_decays(whole, rest, C, BACK, R)
-    weight, now = (weight[:, None], now[:, None]) if BACK else (weight[None, :], now[None, :])
-    return pairs * tl.where(token[:, None] == token[None, :], now, weight)
-
-
-@triton.jit
-def _store_sums(place, x, left, H: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
-    """Write the numbers [C] of the rows of a chunk, summed up for each of its `left` tokens."""
-    i = tl.arange(0, C)
-    if R > 1:
-        x = tl.sum(tl.where(i[:, None] // R == i[None, :], x[:, None], 0.0), 0)
-    tl.store(place + i * H, x, mask=(i < C // R) & (i < left))
+from kernels.fused import chunk_place, chunk_products, document_bounds, pair_decays
+from kernels.scan_rows import live_rows, mixed, row_decays, row_weights, store_sums
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -112,17 +67,17 @@ def walk(
         c = count - 1 - turn if BACK else turn
         tl.store(states + ((chunk + c) * H + h) * K * V + at, S.to(states.dtype.element_ty), mask=inside)
         left = length - c * tokens
-        live = _live(left, R, CHUNK)
+        live = live_rows(left, R, CHUNK)
         token = begin + (c * tokens).to(tl.int64)
         at_k = (token * R * G + h // (H // G)) * K + i[:, None] * (G * K) + rows[None, :]
         at_v = (token * R * H + h) * V + i[:, None] * (H * V) + columns[None, :]
         key = tl.load(keys + at_k, mask=live[:, None] & (rows < K)[None, :], other=0.0)
         value = tl.load(values + at_v, mask=live[:, None] & (columns < V)[None, :], other=0.0)
         if gate is not None:
-            _whole, _rest, since, until, fade = _decays(gate + token * H + h, left, H, R, CHUNK)
+            _whole, _rest, since, until, fade = row_decays(gate + token * H + h, left, H, R, CHUNK)
             edge = since if BACK else until
             if late is not None:
-                weight, _now = _weights(late + token * H + h, fresh + token * H + h, left, H, R, CHUNK)
+                weight, _now = row_weights(late + token * H + h, fresh + token * H + h, left, H, R, CHUNK)
                 edge = edge * weight
             value = (value.to(tl.float32) * edge[:, None]).to(value.dtype)
             S = S * fade
@@ -155,13 +110,13 @@ def _to_values(
     BACK: tl.constexpr,
 ):
     """A tile of the output of one chunk; with BACK one of the gradient of its values."""
-    live = _live(left, R, CHUNK)
+    live = live_rows(left, R, CHUNK)
     pairs, through = chunk_products(
         left_rows, right_rows, states, live, low, G * K, K, V, V, 1, CHUNK, BLOCK_K, BLOCK_V, PRECISION
     )
-    whole, rest, since, until, _fade = _decays(gate, left, H, R, CHUNK)
-    weight, now = _weights(late, fresh, left, H, R, CHUNK)
-    pairs = _mixed(pairs, whole, rest, weight, now, R, CHUNK, BACK)
+    whole, rest, since, until, _fade = row_decays(gate, left, H, R, CHUNK)
+    weight, now = row_weights(late, fresh, left, H, R, CHUNK)
+    pairs = mixed(pairs, whole, rest, weight, now, R, CHUNK, BACK)
     through = through * (until * weight if BACK else since)[:, None]
     i, columns = tl.arange(0, CHUNK), low + tl.arange(0, BLOCK_V)
     at = i[:, None] * (H * V) + columns[None, :]
@@ -240,13 +195,13 @@ def _to_keys(
     BACK: tl.constexpr,
 ):
     """A tile of the gradient of one chunk's queries, or with BACK keys, and of its numbers by what passes its edge."""
-    live = _live(left, R, CHUNK)
+    live = live_rows(left, R, CHUNK)
     pairs, through = chunk_products(
         left_rows, right_rows, states, live, low, H * V, V, K, 1, V, CHUNK, BLOCK_V, BLOCK_K, PRECISION
     )
-    whole, rest, since, until, _fade = _decays(gate, left, H, R, CHUNK)
-    weight, now = _weights(late, fresh, left, H, R, CHUNK)
-    pairs = _mixed(pairs, whole, rest, weight, now, R, CHUNK, BACK)
+    whole, rest, since, until, _fade = row_decays(gate, left, H, R, CHUNK)
+    weight, now = row_weights(late, fresh, left, H, R, CHUNK)
+    pairs = mixed(pairs, whole, rest, weight, now, R, CHUNK, BACK)
     i, columns = tl.arange(0, CHUNK), low + tl.arange(0, BLOCK_K)
     at = i[:, None] * (G * K) + columns[None, :]
     own = live[:, None] & (columns < K)[None, :]
@@ -256,14 +211,14 @@ def _to_keys(
         if late is not None:
             # Readers have no weight of their own: nothing is added, but the place is to be filled.
             d_weight = passed if BACK else tl.zeros([CHUNK], tl.float32)
-            _store_sums(d_fresh, d_weight, left, H, R, CHUNK)
-            _store_sums(d_late + H, d_weight, left - 1, H, R, CHUNK)
+            store_sums(d_fresh, d_weight, left, H, R, CHUNK)
+            store_sums(d_late + H, d_weight, left - 1, H, R, CHUNK)
         if BACK:
             passed = passed * weight
             d_fade = tl.sum(passed, 0) - tl.cumsum(passed, 0, reverse=True)
         else:
             d_fade = tl.cumsum(passed, 0, reverse=True)
-        _store_sums(d_gate, tl.where(i % R == 0, d_fade, 0.0), left, H, R, CHUNK)
+        store_sums(d_gate, tl.where(i % R == 0, d_fade, 0.0), left, H, R, CHUNK)
     if BACK:
         through = through * weight[:, None]
     other = tl.load(others + at, mask=own, other=0.0)
@@ -298,7 +253,7 @@ def _to_numbers(
     PRECISION: tl.constexpr,
 ):
     """What the pairs of one chunk, and the state that passes over it, add to the gradients of its numbers."""
-    live = _live(left, R, CHUNK)
+    live = live_rows(left, R, CHUNK)
     i, keys, values = tl.arange(0, CHUNK), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     scores = tl.zeros([CHUNK, CHUNK], tl.float32)
     d_scores = tl.zeros([CHUNK, CHUNK], tl.float32)
@@ -319,20 +274,20 @@ def _to_numbers(
         d_out, value = tl.load(d_output + at, mask=own, other=0.0), tl.load(v + at, mask=own, other=0.0)
         d_scores += tl.dot(d_out, tl.trans(value), input_precision=PRECISION)
     token, pairs = i // R, scores * d_scores
-    whole, rest, _since, _until, fade = _decays(gate, left, H, R, CHUNK)
+    whole, rest, _since, _until, fade = row_decays(gate, left, H, R, CHUNK)
     if late is not None:
-        weight, _now = _weights(late, fresh, left, H, R, CHUNK)
+        weight, _now = row_weights(late, fresh, left, H, R, CHUNK)
         itself = tl.sum(tl.where(token[:, None] == token[None, :], pairs, 0.0), 0)
     # Rows of one token fade by nothing.
     pairs = tl.where(token[:, None] > token[None, :], pairs * pair_decays(whole, rest, CHUNK, False, R), 0.0)
     if late is not None:
         d_weight = tl.sum(pairs, 0)
-        _store_sums(d_fresh, d_weight + itself, left, H, R, CHUNK)
-        _store_sums(d_late + H, d_weight, left - 1, H, R, CHUNK)
+        store_sums(d_fresh, d_weight + itself, left, H, R, CHUNK)
+        store_sums(d_late + H, d_weight, left - 1, H, R, CHUNK)
         pairs = pairs * weight[None, :]
     change = tl.sum(pairs, 1) - tl.sum(pairs, 0)
     d_fade = tl.sum(held, 0) * fade + tl.cumsum(change, 0, reverse=True)
-    _store_sums(d_gate, tl.where(i % R == 0, d_fade, 0.0), left, H, R, CHUNK)
+    store_sums(d_gate, tl.where(i % R == 0, d_fade, 0.0), left, H, R, CHUNK)
 
 
 @triton.jit(do_not_specialize=["T", "TOTAL"])
