@@ -5,6 +5,7 @@ from kernels.channel_decay.probe import PROBES as CHANNEL_DECAY
 from kernels.channel_delta.probe import PROBES as CHANNEL_DELTA
 from kernels.diagonal_scan.probe import PROBES as DIAGONAL_SCAN
 from kernels.linear_cross_entropy.probe import PROBES as LINEAR_CROSS_ENTROPY
+from kernels.log_linear.probe import PROBES as LOG_LINEAR
 from kernels.low_rank_delta.probe import PROBES as LOW_RANK_DELTA
 from kernels.norm.probe import PROBES as NORM
 from kernels.prefix_attention.probe import PROBES as PREFIX_ATTENTION
@@ -25,6 +26,7 @@ PROBES: tuple[Probe, ...] = (
     *CHANNEL_DELTA,
     *DIAGONAL_SCAN,
     *LINEAR_CROSS_ENTROPY,
+    *LOG_LINEAR,
     *LOW_RANK_DELTA,
     *NORM,
     *PREFIX_ATTENTION,

@@ -13,6 +13,7 @@ from kernels.backend import (
     require_groups,
     require_shape,
     resolve,
+    wants_gradient,
 )
 from kernels.log_linear import chunked, reference
 from kernels.stacked import stackable
@@ -38,13 +39,13 @@ def log_linear(
     [B, T, H, L]; beta [B, T, H], None for a decay alone (then nothing is erased, and writes are k vᵀ); levels
     [B, H, L, K, V], what an earlier call returned after `length` tokens in all, None for zeros. Level l ≥ 1 holds
     2^(l-1) tokens or none, and the last one all that is older, so L = ceil(log2(T)) + 1 tells all apart.
+    `chunk` is the chunk form's; Triton's chunks come from its table, and its kernels take no beta.
     Returns o [B, T, H, V] in v's dtype and the last levels in float32, or in float64 where an input is float64.
 
     Raises:
         ValueError: a shape does not fit, the chunk is no power of two, or the length is negative.
     """
     name = "log_linear"
-    implementation = resolve(backend, name)
     require_chunk(name, chunk)
     if chunk & (chunk - 1):
         raise ValueError(f"{name}: chunk={chunk} must be a power of two; leave it out for 64")
@@ -64,6 +65,13 @@ def log_linear(
         shape = (batch, heads, weights.shape[-1], key, value)
         require_shape(name, "levels", levels, shape, "[B, H, L, K, V]")
     _require_position(name, weights.shape[-1], length)
+    tensors = (q, k, v, log_decay, weights, beta, levels)
+    missing = None if beta is None else "no Triton kernel erases; with beta there is the chunk form"
+    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, missing=missing)
+    if implementation == "triton":
+        from kernels.log_linear import triton
+
+        return triton.log_linear(q, k, v, log_decay, weights, levels, length)
     if implementation == "chunked":
         output, last = chunked.log_linear(q, k, v, log_decay, weights, beta, levels, length, chunk)
         if not is_poisoned(output):
@@ -86,11 +94,10 @@ def log_linear_step(
 ) -> tuple[Tensor, Tensor]:
     """The token at position `length`: q, k [B, G, K], v [B, H, V], log_decay, beta [B, H], weights [B, H, L].
 
-    The chunk form touches only the levels that hold something. Where no gradient is asked for it writes them into
+    All but the reference touch only the levels that hold something. Where no gradient is asked for they write them into
     `levels` itself, which must then not be used again; the others would cost as much again to copy.
     """
     name = "log_linear_step"
-    implementation = resolve(backend, name)
     require_axes(name, "k", k, "[B, G, K]")
     require_axes(name, "v", v, "[B, H, V]")
     batch, groups, key = k.shape
@@ -105,6 +112,12 @@ def log_linear_step(
         require_shape(name, "beta", beta, (batch, heads), "[B, H]")
     require_shape(name, "levels", levels, (batch, heads, weights.shape[-1], key, value), "[B, H, L, K, V]")
     _require_position(name, weights.shape[-1], length)
+    tensors = (q, k, v, log_decay, weights, beta, levels)
+    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, kernel="step")
+    if implementation == "triton" and not wants_gradient(*tensors):
+        from kernels.log_linear import triton
+
+        return triton.step(q, k, v, log_decay, weights, beta, levels, length)
     step = reference.step if implementation == "reference" else chunked.step
     return step(q, k, v, log_decay, weights, beta, levels, length)
 

@@ -345,10 +345,38 @@ def test_wrong_settings_are_named():
         log_linear(*inputs.values(), chunk=48)
     with pytest.raises(ValueError, match="length=-3 must be at least 0"):
         log_linear(*inputs.values(), length=-3)
-    with pytest.raises(ValueError, match="log_linear: there is no Triton kernel yet"):
+    with pytest.raises(ValueError, match=r"log_linear: no Triton kernel erases; .*backend='auto'"):
         log_linear(*inputs.values(), backend="triton")
     state, token = torch.zeros(2, 4, 9, 12, 20), [x[:, 0] for x in inputs.values()]
-    with pytest.raises(ValueError, match="log_linear_step: there is no Triton kernel yet"):
-        log_linear_step(*token, state, 0, backend="triton")
+    with pytest.raises(ValueError, match=r"log_linear_step: a tensor is torch\.float64"):
+        log_linear_step(*token, state.double(), 0, backend="triton")
     with pytest.raises(ValueError, match="log_linear_step: levels has shape"):
         log_linear_step(*token, state.mT, 0)
+
+
+def test_a_step_in_triton_erases_too(near):
+    """Where no token came before, where full levels merge, and in the last level, which holds all that is older."""
+    for length in (0, 1, 6, 8, 40):
+        inputs, levels = draw(1, "delta", levels=5), torch.zeros(2, 4, 5, 12, 20)
+        token = [x[:, 0] for x in inputs.values()]
+        if length:
+            _, levels = log_linear(*draw(length, "delta", levels=5).values())
+        expected = log_linear_step(*token, levels.clone(), length, backend="reference")
+        for actual, wanted in zip(
+            log_linear_step(*token, levels.clone(), length, backend="triton"), expected, strict=True
+        ):
+            near(actual, wanted)
+
+
+def test_kernels_go_on_in_the_middle_of_a_chunk(near):
+    """The rest of the chunk is the chunk form's, what follows the kernels', and gradients reach what came before."""
+    inputs = draw(150, levels=9)
+    found = []
+    for backend in ("reference", "triton"):
+        leaves = [x.clone().requires_grad_() for x in inputs.values()]
+        first, levels = log_linear(*(x[:, :70] for x in leaves), backend=backend)
+        rest, last = log_linear(*(x[:, 70:] for x in leaves), None, levels, 70, backend=backend)
+        output = torch.cat([first, rest], 1)
+        found.append([output, last, *torch.autograd.grad(output.sin().sum() + last.sin().sum(), leaves)])
+    for place, (actual, expected) in enumerate(zip(found[1], found[0], strict=True)):
+        near(actual, expected, name=str(place))

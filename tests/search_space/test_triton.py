@@ -26,6 +26,7 @@ SERVED = {
     "lightning",
     "mamba2",
     "mamba3",
+    "loglinear",
     "mlstm",
     "gla",
     "hgrn2",
