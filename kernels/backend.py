@@ -27,12 +27,13 @@ def resolve(
     kernel: str = "forward",
     missing: str | None = None,
     complex_numbers: bool = False,
+    like: Tensor | None = None,
 ) -> Implementation:
     """The implementation that answers a call of `operator` on these tensors; ValueError where none does.
 
     `auto` is Triton on a GPU where the table has a configuration for these widths, else the chunk form. `missing`
     says, where it is so, what about this call no Triton kernel of the operator can do; `complex_numbers` that its
-    kernels take complex64 too.
+    kernels take complex64 too; `like` is the tensor whose type the table goes by, where types differ in their widths.
     """
     if backend == "reference":
         return "reference"
@@ -41,7 +42,7 @@ def resolve(
     if backend not in ("auto", "triton"):
         raise ValueError(f"{operator}: backend={backend!r} is not one of auto, reference, chunked, triton")
     reason = missing or why_not_triton(
-        operator, tensors, widths or {}, kernel, complex_numbers=complex_numbers
+        operator, tensors, widths or {}, kernel, complex_numbers=complex_numbers, like=like
     )
     if reason is None:
         return "triton"
@@ -57,6 +58,7 @@ def why_not_triton(
     kernel: str = "forward",
     *,
     complex_numbers: bool = False,
+    like: Tensor | None = None,
 ) -> str | None:
     """Why no Triton kernel can answer a call of `operator` on these tensors; None where one can."""
     operator = operator.removesuffix("_step")
@@ -84,11 +86,15 @@ def why_not_triton(
     if here == INTERPRETER and any(tensor.dtype == torch.bfloat16 for tensor in given):
         return "Triton's interpreter computes wrongly in bfloat16, but rightly in float32 and float16"
     sizes = tuple(widths.values())
-    if not any(find(operator, kernel, sizes, dtype, here) for dtype in TRITON_DTYPES.values()):
-        text = ", ".join(f"{name}={size}" for name, size in widths.items())
-        bound = ", ".join(
-            f"{name} ≤ {size}" for name, size in zip(widths, widest(operator, kernel) or (), strict=True)
+    dtype = None if like is None else TRITON_DTYPES[like.dtype]
+    if not any(
+        find(operator, kernel, sizes, own, here) for own in ([dtype] if dtype else TRITON_DTYPES.values())
+    ):
+        text = ", ".join(f"{name}={size}" for name, size in widths.items()) + (
+            f" in {dtype}" if dtype else ""
         )
+        most = widest(operator, kernel, dtype) or ()
+        bound = ", ".join(f"{name} ≤ {size}" for name, size in zip(widths, most, strict=True))
         return f"no configuration serves {text} on {here}, the table goes up to {bound}"
     return None
 

@@ -128,7 +128,11 @@ def trying(operator: str, rows: Sequence[Configuration]) -> Iterator[None]:
         del _tried[operator]
 
 
-def widest(operator: str, kernel: str) -> tuple[int, ...] | None:
-    """The largest widths that any row of a kernel serves; None where it has no row."""
-    rows = [row.widths for row in table(operator) if row.kernel == kernel]
+def widest(operator: str, kernel: str, dtype: str | None = None) -> tuple[int, ...] | None:
+    """The largest widths that any row of a kernel serves, in one type if it is given; None where it has no row."""
+    rows = [
+        row.widths
+        for row in table(operator)
+        if row.kernel == kernel and (dtype is None or row.dtype in (ANY, dtype))
+    ]
     return tuple(max(column) for column in zip(*rows, strict=True)) if rows else None

@@ -173,7 +173,7 @@ def softmax_attention_step(
         distance = distance[:visible]
     tensors = (q, k, v, slopes, sink_logits, distance)
     widths = {"K": key, "V": v.shape[-1]}
-    implementation = resolve(backend, name, *tensors, widths=widths, kernel="step")
+    implementation = resolve(backend, name, *tensors, widths=widths, kernel="step", like=v)
     if visible == 0:
         return v.new_zeros(batch, heads, v.shape[-1])
     scale = key**-0.5 if scale is None else scale
@@ -210,7 +210,7 @@ def _attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     widths = {"K": k.shape[-1], "V": v.shape[-1]}
     tensors = (q, k, v, options.slopes, options.sink_logits)
-    implementation = resolve(backend, OPERATOR, *tensors, widths=widths)
+    implementation = resolve(backend, OPERATOR, *tensors, widths=widths, like=v)
     if implementation == "triton":
         from kernels.softmax_attention import triton
 

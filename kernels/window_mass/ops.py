@@ -52,7 +52,7 @@ def window_mass(
     if window < 1:
         raise ValueError(f"{name}: window={window} must be at least 1 (a token sees itself)")
     scale = key**-0.5 if scale is None else scale
-    implementation = resolve(backend, name, q, k, v, widths={"K": key, "V": v.shape[-1]})
+    implementation = resolve(backend, name, q, k, v, widths={"K": key, "V": v.shape[-1]}, like=v)
     if implementation == "triton":
         from kernels.window_mass import triton
 
@@ -92,7 +92,9 @@ def window_mass_step(
         raise ValueError(
             f"{name}: visible={visible} lies outside the {slots} slots; pass a number from 0 to {slots}"
         )
-    implementation = resolve(backend, name, q, k, v, widths={"K": key, "V": v.shape[-1]}, kernel="step")
+    implementation = resolve(
+        backend, name, q, k, v, widths={"K": key, "V": v.shape[-1]}, kernel="step", like=v
+    )
     if visible == 0:
         return v.new_zeros(batch, heads, v.shape[-1]), q.new_zeros(batch, heads)
     scale = key**-0.5 if scale is None else scale

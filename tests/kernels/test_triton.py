@@ -8,7 +8,7 @@ import torch
 
 from kernels.compile import ARCHITECTURES, DTYPES
 from kernels.configurations import find, table, widest
-from kernels.probe import Sizes, cast, converted, differentiable, noise
+from kernels.probe import Sizes, cast, converted, differentiable, fitting, noise
 from kernels.probes import PROBES, probes_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -268,3 +268,24 @@ def test_kernels_of_one_call_have_one_chunk(operator):
             for widths in {row.widths for row in rows}:
                 found = [find(operator, row.kernel, widths, dtype, architecture) for row in rows]
                 assert len({row.blocks["CHUNK"] for row in found if row is not None}) <= 1
+
+
+def narrower_types(probe):
+    """The types in which a probe's table serves less than in another, and widths that only the other has."""
+    kernel = (probe.kernels or ("forward",))[0]
+    for row in table(probe.operator):
+        for dtype in ("float32", "float16"):
+            if (
+                row.kernel == kernel
+                and find(probe.operator, kernel, row.widths, dtype, "interpreter") is None
+            ):
+                yield row.widths, DTYPES[dtype]
+
+
+@every_probe
+def test_what_one_type_cannot_do_goes_to_the_chunk_form(probe):
+    """A call that `auto` would give to Triton must not fail there for want of a row."""
+    for widths, dtype in narrower_types(probe):
+        inputs = draw(probe, replace(fitting(probe, widths), time=2, heads=1), dtype)
+        with pytest.raises(ValueError, match=r"in float\d\d on .*the table goes up to"):
+            probe.call("triton", inputs)

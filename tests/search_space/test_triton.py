@@ -72,14 +72,11 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Operators answer through Triton wherever they have a kernel; the names of those that did."""
     names: set[str] = set()
 
-    def choose(
-        backend, operator, *tensors, widths=None, kernel="forward", missing=None, complex_numbers=False
-    ):
+    def choose(backend, operator, *tensors, widths=None, kernel="forward", missing=None, **about):
         if (
             backend == "auto"
             and not missing
-            and why_not_triton(operator, tensors, widths or {}, kernel, complex_numbers=complex_numbers)
-            is None
+            and why_not_triton(operator, tensors, widths or {}, kernel, **about) is None
         ):
             names.add(operator)
             return "triton"
