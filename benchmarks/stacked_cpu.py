@@ -20,9 +20,9 @@ from trainers.tasks.mqar import Mqar
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 LENGTH, STEPS, ROUNDS = 32, 40, 3
-SIZES = ((16, 8), (32, 8), (32, 16), (64, 32))
+SIZES = ((16, 8), (32, 8), (64, 32))
 """Width and batch; the last is the default proxy of a search."""
-LAYOUTS = ("2*full", "full kda", "2*gated_delta", "mamba2 window[size=8]", "2*rwkv7")
+LAYOUTS = ("2*full", "full kda", "2*gated_delta", "mamba2 window[size=8]")
 TASK = Mqar()
 CPU = torch.device("cpu")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import kernels
+from benchmarks.gpu_operators import check, plan
 from benchmarks.gpu_peers import PEERS, peers_of
 from kernels.probe import Sizes
 from kernels.probes import PROBES, probes_of
@@ -72,3 +73,12 @@ def test_peers_compute_the_same(operator, near):
     for name, run in peers_of(probe, drawn).items():
         if name in ("torch", "sdpa", "conv1d"):
             near(run()[0], expected, name=name)
+
+
+@pytest.mark.parametrize("operator", sorted({probe.operator for probe in PROBES}))
+def test_every_operator_is_checked_as_it_will_be_on_a_gpu(operator):
+    """A check that fails for a reason of its own would take the operator's times from the table."""
+    device = torch.device("cpu")
+    calls = [call for call in plan([operator], device, toy=True) if not call.timed]
+    assert {call.probe.id for call in calls} == {probe.id for probe in probes_of(operator)}
+    assert [row for row in check(calls, device, lambda: 100.0) if not row["ok"]] == []
