@@ -139,7 +139,7 @@ class Config(Section):
     """How often a trial that the machine lost is tried in all."""
     latency_cache: str | None = "~/.cache/nas/latency.db"
     """Latencies of this machine's devices, shared by all studies; null for none."""
-    sampler: str = "tpe"
+    sampler: str = "layout"
     objectives: tuple[str, ...] = ("quality", "latency_ms", "kv_bytes")
     data: str = "stdlib"
     target: TargetConfig = TargetConfig()

@@ -134,10 +134,10 @@ class Search:
         """Fill the memory, and the sampler's, from the tables."""
         for trial in self.store.trials(self.study):
             self.trials[trial.number] = trial
-            if trial.state in ("done", "waiting"):
-                values = values_of(trial, self.study.axes) if trial.state == "done" else None
-                known = Known(params=trial.params, attrs=trial.sampler_attrs, values=values)
-                self.tokens[trial.number] = self.sampler.learn(known)
+            values = values_of(trial, self.study.axes) if trial.state == "done" else None
+            failed = trial.state in ("unfit", "lost")
+            known = Known(params=trial.params, attrs=trial.sampler_attrs, values=values, failed=failed)
+            self.tokens[trial.number] = self.sampler.learn(known)
 
     def _known(self, layout: Layout) -> bool:
         return any(trial.layout.key == layout.key for trial in self.trials.values())

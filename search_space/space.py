@@ -18,6 +18,7 @@ from search_space.vocabulary import plain
 from search_space.walk import TooManyStates, Walk
 
 T = TypeVar("T")
+SWIGLU = Branch("swiglu")
 Sharing = Literal["layer", "study"]
 MOST_TABLES = 1000
 """Assignments of shared settings that a count under cost bounds may try one by one; beyond, likewise."""
@@ -84,7 +85,7 @@ class Space:
 
     def _channels_of(self, entry: Entry) -> tuple[Branch | None, ...]:
         # An entry that names its own channel mixer keeps it.
-        return self.channels if entry.layer.channel == Branch("swiglu") and self.channels else (None,)
+        return self.channels if entry.layer.channel == SWIGLU and self.channels else (None,)
 
     @cached_property
     def weights(self) -> tuple[int, ...]:

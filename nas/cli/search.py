@@ -24,7 +24,10 @@ def command(
     storage: StorageOption = None,
     trials: Annotated[int | None, typer.Option(help="Trials that the study shall have in all.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at the same time, one core each.")] = None,
-    sampler: Annotated[str | None, typer.Option(metavar="NAME", help="random, tpe or nsga2.")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="layout, evolution, grid, random, tpe, nsga2, nsga3 or gp."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampler, the weights and the data.")] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Text file or folder for the language-modelling task.")

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from dashboards import quantities
+from nas.aim import MOST_MEASURED_AHEAD, make_aim
 from nas.cli.output import console, print_json, say
 from nas.cli.picture import beaten_lines, front_letters, front_table, legend, scatter
 from nas.cli.progress import ProgressWatcher
@@ -30,8 +31,6 @@ from trainers.measure import device_name
 
 OVERHEAD_S = 30.0
 """What a search takes besides its trials: workers that start, latencies, the front's networks run end to end."""
-MOST_MEASURED_AHEAD = 64
-"""Layers that are measured before the first trial; a larger space is measured as its layers come up."""
 
 
 def run_search(given: Mapping[str, Any], *, json_output: bool) -> int:
@@ -203,9 +202,8 @@ def _search(plan: Plan, store: Store, study: StudyRecord, book: LatencyBook, out
     if ended >= config.trials and not waiting:
         say(f"the study has its {config.trials} trials; nothing is left to train")
         return Ending(interrupted=False, exhausted=False, skipped=0)
-    sampler = make_sampler(
-        config.sampler, plan.space, maximise=[axis.maximise for axis in study.axes], seed=config.seed
-    )
+    with reading_input():
+        sampler = make_sampler(config.sampler, plan.space, make_aim(plan, study.axes, book), seed=config.seed)
     pool = _make_pool(config)
     try:
         with ProgressWatcher(out, total=max(config.trials, ended + waiting), done=ended) as watcher:

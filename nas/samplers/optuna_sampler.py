@@ -1,4 +1,4 @@
-"""Optuna's samplers behind ours: a study in memory, rebuilt from our tables whenever a search goes on."""
+"""Optuna's samplers, and ours that are written for it, behind one door: a study in memory, rebuilt from our tables."""
 
 import hashlib
 import warnings
@@ -7,20 +7,31 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    GPSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from nas.samplers.sampler import Known, Proposal
+from nas.samplers.evolution import EvolutionSampler
+from nas.samplers.layout import LayoutSampler
+from nas.samplers.sampler import Aim, Known, Proposal
 from search_space.space import Space, T
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+STARTS = 8
+POPULATION = 20
 
 
-def _tpe(seed: int) -> BaseSampler:
+def _quietly(make: Callable[[], BaseSampler]) -> BaseSampler:
     with warnings.catch_warnings():
         # Multivariate and grouped sampling are what conditional settings need, experimental as they are called.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=8)
+        return make()
 
 
 class SteadyNSGAII(NSGAIISampler):
@@ -34,13 +45,27 @@ class SteadyNSGAII(NSGAIISampler):
         return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
 
 
+class SteadyNSGAIII(NSGAIIISampler):
+    """NSGA-III in the same order."""
+
+    def select_parent(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        """The parents of a generation."""
+        return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
+
+
 MAKERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
-    "tpe": _tpe,
-    "nsga2": lambda seed: SteadyNSGAII(seed=seed, population_size=20),
+    "tpe": lambda seed: _quietly(
+        lambda: TPESampler(
+            seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTS
+        )
+    ),
+    "nsga2": lambda seed: SteadyNSGAII(seed=seed, population_size=POPULATION),
+    "nsga3": lambda seed: _quietly(lambda: SteadyNSGAIII(seed=seed, population_size=POPULATION)),
+    "gp": lambda seed: _quietly(lambda: GPSampler(seed=seed, n_startup_trials=STARTS)),
 }
 """By name, and from a seed alone: a sampler is made anew for each question, so that an answer depends on the seed and
-on the trials known so far, and not on how often the search was interrupted."""
+on the trials known so far, and not on how often the search was interrupted. Ours promise that by themselves."""
 
 
 class OptunaChooser:
@@ -51,37 +76,48 @@ class OptunaChooser:
 
     def choose(self, name: str, options: Sequence[T]) -> T:
         """One of the options, by the sampler."""
-        index: int = self.trial.suggest_categorical(name, tuple(range(len(options))))
-        return options[index]
+        choices: Any = tuple(options)
+        chosen: T = self.trial.suggest_categorical(name, choices)
+        return chosen
 
 
 class OptunaSampler:
-    """One of MAKERS over a space; options are told to Optuna by their index, so that any value may be one."""
+    """An Optuna sampler over a space; it is told losses on the frozen scale of the axes."""
 
-    def __init__(self, name: str, space: Space, *, maximise: Sequence[bool], seed: int) -> None:
-        self.make, self.space, self.seed = MAKERS[name], space, seed
+    def __init__(self, name: str, space: Space, aim: Aim, *, seed: int) -> None:
+        self.space, self.aim, self.seed = space, aim, seed
         self.options = space.distributions()
-        self.study = optuna.create_study(
-            sampler=self.make(seed), directions=["maximize" if up else "minimize" for up in maximise]
-        )
+        self.make = MAKERS.get(name)
+        sampler = self._own(name) if self.make is None else self.make(seed)
+        self.study = optuna.create_study(sampler=sampler, directions=["minimize"] * len(aim.axes))
+
+    def _own(self, name: str) -> BaseSampler:
+        if name == "evolution":
+            return EvolutionSampler(space=self.space, why_not=self.aim.why_not, seed=self.seed)
+        known = None if self.aim.known is None else self.aim.known_losses
+        return LayoutSampler(space=self.space, known_layout=known, why_not=self.aim.why_not, seed=self.seed)
 
     def learn(self, known: Known) -> int:
-        """Add a trial to the memory; one with other choices than the space offers is kept out (its token is -1)."""
-        indices: dict[str, Any] = {}
-        distributions: dict[str, BaseDistribution] = {}
-        for name, value in known.params.items():
-            options = self.options.get(name, ())
-            if value not in options:
-                return -1
-            indices[name] = options.index(value)
-            distributions[name] = CategoricalDistribution(tuple(range(len(options))))
-        if not indices:
+        """Add a trial to the memory.
+
+        Of one with other choices than the space offers ours take the values, which may be on the front; Optuna's can do
+        nothing with it, and it is kept out (its token is -1).
+        """
+        params = dict(known.params)
+        if any(value not in self.options.get(name, ()) for name, value in params.items()):
+            params = {}
+        if not params and self.make is not None:
             return -1
+        distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(self.options[name]) for name in params
+        }
+        ended = known.values is not None
+        state = TrialState.FAIL if known.failed else TrialState.COMPLETE if ended else TrialState.RUNNING
         self.study.add_trial(
             create_trial(
-                state=TrialState.RUNNING if known.values is None else TrialState.COMPLETE,
-                values=None if known.values is None else list(known.values),
-                params=indices,
+                state=state,
+                values=None if known.values is None else self.aim.losses(known.values),
+                params=params,
                 distributions=distributions,
                 system_attrs=dict(known.attrs),
             )
@@ -90,12 +126,14 @@ class OptunaSampler:
 
     def ask(self, number: int, attempt: int) -> Proposal:
         """A pattern by the sampler, seeded by the study's seed, the trial's number and the attempt."""
-        self.study.sampler = self.make(_seed(self.seed, number, attempt))
+        if self.make is not None:
+            self.study.sampler = self.make(_seed(self.seed, number, attempt))
         trial = self.study.ask()
         layout = self.space.draw(OptunaChooser(trial))
         frozen = self.study.get_trials(deepcopy=False)[trial.number]
-        params = {name: self.options[name][index] for name, index in frozen.params.items()}
-        return Proposal(layout=layout, params=params, attrs=dict(frozen.system_attrs), token=trial.number)
+        return Proposal(
+            layout=layout, params=dict(frozen.params), attrs=dict(frozen.system_attrs), token=trial.number
+        )
 
     def tell(self, token: int, values: Sequence[float] | None) -> None:
         """End a trial of the memory."""
@@ -104,7 +142,7 @@ class OptunaSampler:
         if values is None:
             self.study.tell(token, state=TrialState.FAIL)
         else:
-            self.study.tell(token, list(values))
+            self.study.tell(token, self.aim.losses(values))
 
 
 def _seed(*parts: int) -> int:

@@ -14,33 +14,56 @@ import pytest
 from nas.config import resolve
 from nas.plan import make_plan
 from nas.samplers.registry import SAMPLERS, check_sampler, make_sampler
-from nas.samplers.sampler import Known, Proposal, Sampler
+from nas.samplers.sampler import Aim, Known, Proposal, Sampler
+from search_space.layout import Layout
 from search_space.space import RandomChooser, Space
+from storage.records import Axis
 
-MAXIMISE = (True, False)
+AIM = Aim(
+    axes=(
+        Axis(name="quality", maximise=True, low=0.0, high=1.0, log=False),
+        Axis(name="latency_ms", maximise=False, low=0.5, high=8.0, log=True, unit="ms"),
+    )
+)
 
 
 @pytest.fixture(scope="module", params=["layer", "study"])
 def space(request: pytest.FixtureRequest, tiny: Callable[..., dict[str, Any]]) -> Space:
     settings = {"full": {"kv_heads": [1, 2]}, "window": {"size": [8, 16, 32]}, "kda": {"head_dim": [16, 32]}}
     changes = {
-        "space": {"layers": 4, "settings": settings, "channels": ["swiglu", "none"], "sharing": request.param}
+        "space": {"layers": 3, "settings": settings, "channels": ["swiglu", "none"], "sharing": request.param}
     }
     return make_plan(resolve(tiny(changes))).space
 
 
 @pytest.fixture(params=SAMPLERS)
-def make(request: pytest.FixtureRequest, space: Space) -> Callable[..., Sampler]:
+def name(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def many(name: str) -> int:
+    """Trials after which a sampler goes by what it learnt; Optuna's Gaussian process takes half a second for each."""
+    return 10 if name == "gp" else 24
+
+
+@pytest.fixture
+def make(name: str, space: Space) -> Callable[..., Sampler]:
     def new(seed: int = 0) -> Sampler:
-        return make_sampler(request.param, space, maximise=MAXIMISE, seed=seed)
+        return make_sampler(name, space, AIM, seed=seed)
 
     return new
+
+
+def cost_is_known(layout: Layout) -> tuple[None, float]:
+    return None, judge(Proposal(layout=layout, params={}))[1]
 
 
 def judge(proposal: Proposal) -> tuple[float, float]:
     """Two objectives that pull apart: windows are bad and cheap."""
     windows = sum(layer.branches[0].mixer == "window" for layer in proposal.layout.layers)
-    return 1 - windows / 4, 5.0 - windows + len(str(proposal.layout)) / 1000
+    return 1 - windows / 3, 5.0 - windows + len(str(proposal.layout)) / 1000
 
 
 def drive(sampler: Sampler, count: int, first: int = 0) -> list[Proposal]:
@@ -53,15 +76,15 @@ def drive(sampler: Sampler, count: int, first: int = 0) -> list[Proposal]:
     return found
 
 
-def known(proposal: Proposal, values: tuple[float, float] | None) -> Known:
+def known(proposal: Proposal, values: tuple[float, float] | None, *, failed: bool = False) -> Known:
     """As it comes back from the tables, through JSON."""
     stored = json.loads(json.dumps({"params": dict(proposal.params), "attrs": dict(proposal.attrs)}))
-    return Known(params=stored["params"], attrs=stored["attrs"], values=values)
+    return Known(params=stored["params"], attrs=stored["attrs"], values=values, failed=failed)
 
 
-def test_proposals_lie_in_the_space(make: Callable[..., Sampler], space: Space) -> None:
-    for proposal in drive(make(), 30):
-        assert len(proposal.layout) == 4
+def test_proposals_lie_in_the_space(make: Callable[..., Sampler], many: int, space: Space) -> None:
+    for proposal in drive(make(), many):
+        assert len(proposal.layout) == 3
         assert space.params_of(proposal.layout) is not None
         asked = space.distributions()
         assert proposal.params and all(value in asked[name] for name, value in proposal.params.items())
@@ -81,10 +104,12 @@ def test_the_choices_draw_the_same_layout_again(make: Callable[..., Sampler], sp
         assert space.draw(Replay(proposal.params)) == proposal.layout
 
 
-def test_the_same_seed_gives_the_same_proposals_and_another_seed_others(make: Callable[..., Sampler]) -> None:
-    first = [proposal.layout for proposal in drive(make(3), 25)]
-    assert [proposal.layout for proposal in drive(make(3), 25)] == first
-    assert [proposal.layout for proposal in drive(make(4), 25)] != first
+def test_the_same_seed_gives_the_same_proposals_and_another_seed_others(
+    make: Callable[..., Sampler], many: int
+) -> None:
+    first = [proposal.layout for proposal in drive(make(3), many)]
+    assert [proposal.layout for proposal in drive(make(3), many)] == first
+    assert [proposal.layout for proposal in drive(make(4), many)] != first
 
 
 def test_the_global_generators_play_no_part(make: Callable[..., Sampler]) -> None:
@@ -106,12 +131,12 @@ def test_a_later_attempt_is_another_question(make: Callable[..., Sampler]) -> No
 
 def test_pending_proposals_do_not_disturb(make: Callable[..., Sampler]) -> None:
     sampler = make()
-    drive(sampler, 12)
-    pending = [sampler.ask(number, 0) for number in range(12, 18)]
-    assert len({proposal.token for proposal in pending}) == 6
+    drive(sampler, 10)
+    pending = [sampler.ask(number, 0) for number in range(10, 14)]
+    assert len({proposal.token for proposal in pending}) == 4
     for proposal in reversed(pending):
         sampler.tell(proposal.token, judge(proposal))
-    drive(sampler, 3, first=18)
+    drive(sampler, 2, first=14)
 
 
 def test_what_others_tried_is_learnt(make: Callable[..., Sampler], space: Space) -> None:
@@ -128,37 +153,39 @@ def test_what_others_tried_is_learnt(make: Callable[..., Sampler], space: Space)
     drive(sampler, 5, first=20)
 
 
-def test_what_the_space_does_not_hold_is_kept_out(make: Callable[..., Sampler]) -> None:
+def test_what_the_space_does_not_hold_does_no_harm(make: Callable[..., Sampler]) -> None:
     sampler = make()
-    assert sampler.learn(Known(params={}, attrs={}, values=(0.5, 1.0))) == -1
-    assert sampler.learn(Known(params={"0.mixer": "mla"}, attrs={}, values=None)) == -1
-    assert sampler.learn(Known(params={"9.mixer": "full"}, attrs={}, values=None)) == -1
+    sampler.learn(Known(params={}, attrs={}, values=(0.5, 1.0)))
+    for stranger in ({}, {"0.mixer": "mla"}, {"9.mixer": "full"}):
+        sampler.tell(sampler.learn(Known(params=stranger, attrs={}, values=None)), (0.5, 1.0))
+        sampler.tell(sampler.learn(Known(params=stranger, attrs={}, values=None)), None)
     sampler.tell(-1, (0.5, 1.0))
-    drive(sampler, 3)
+    drive(sampler, 10)
 
 
-@pytest.mark.parametrize("count", [5, 30])
+@pytest.mark.parametrize("early", [True, False])
 def test_a_rebuilt_sampler_goes_on_as_one_that_was_never_interrupted(
-    make: Callable[..., Sampler], count: int
+    make: Callable[..., Sampler], many: int, early: bool
 ) -> None:
+    count = 5 if early else many
     steady = make()
     told = drive(steady, count)
     pending = steady.ask(count, 0)
     rebuilt = make()
     for number, proposal in enumerate(told):
-        if number % 7 != 3:
-            rebuilt.learn(known(proposal, judge(proposal)))
+        failed = number % 7 == 3
+        rebuilt.learn(known(proposal, None if failed else judge(proposal), failed=failed))
     rebuilt.learn(known(pending, None))
     for attempt in range(3):
         assert rebuilt.ask(count + 1, attempt).layout == steady.ask(count + 1, attempt).layout
 
 
 def test_nothing_is_written_and_nothing_warned(
-    make: Callable[..., Sampler], capfd: pytest.CaptureFixture[str]
+    make: Callable[..., Sampler], many: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        drive(make(), 25)
+        drive(make(), many)
     assert [str(warning.message) for warning in warned] == []
     assert capfd.readouterr() == ("", "")
 
@@ -168,28 +195,34 @@ def test_an_unknown_sampler_is_refused_with_the_nearest() -> None:
         check_sampler("tpee")
 
 
-LEARNING = ("tpe", "nsga2")
+LEARNING = {name: 60 for name in SAMPLERS if name not in ("random", "grid", "gp")} | {"gp": 20}
+"""Trials by sampler, the last third of which must do better than chance."""
 
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_sampler_that_learns_finds_more_than_chance(name: str, tiny: Callable[..., dict[str, Any]]) -> None:
-    space = make_plan(resolve(tiny({"space": {"layers": 4}}))).space
+    space = make_plan(resolve(tiny({"space": {"layers": 6}, "target": {"depth": 6}}))).space
 
-    def windows_found(seed: int) -> int:
-        sampler = make_sampler(name, space, maximise=(True,), seed=seed)
-        late = 0
-        for number in range(60):
+    def windows_found(seed: int) -> float:
+        aim = Aim(axes=(Axis(name="quality", maximise=True, low=0.0, high=6.0, log=False),))
+        sampler = make_sampler(name, space, aim, seed=seed)
+        late, trials = 0, LEARNING[name]
+        for number in range(trials):
             proposal = sampler.ask(number, 0)
             windows = sum(layer.branches[0].mixer == "window" for layer in proposal.layout.layers)
             sampler.tell(proposal.token, (float(windows),))
-            late += windows if number >= 40 else 0
-        return late
+            late += windows if 3 * number >= 2 * trials else 0
+        return late / (trials / 3)
 
     rng = random.Random(0)
-    chance = sum(
-        layer.branches[0].mixer == "window"
-        for _ in range(20)
-        for layer in space.draw(RandomChooser(rng=rng)).layers
+    chance = (
+        1
+        / 200
+        * sum(
+            layer.branches[0].mixer == "window"
+            for _ in range(200)
+            for layer in space.draw(RandomChooser(rng=rng)).layers
+        )
     )
     assert min(windows_found(0), windows_found(1)) > 1.5 * chance
 
@@ -199,10 +232,18 @@ import sys
 from nas.samplers.registry import SAMPLERS, make_sampler
 from nas.config import resolve
 from nas.plan import make_plan
+from nas.samplers.sampler import Aim
+from storage.records import Axis
 space = make_plan(resolve({"tasks": {"mqar": {}}})).space
+aim = Aim(
+    axes=(
+        Axis(name="quality", maximise=True, low=0.0, high=1.0, log=False),
+        Axis(name="latency_ms", maximise=False, low=1.0, high=400.0, log=True, unit="ms"),
+    )
+)
 for name in SAMPLERS:
-    sampler = make_sampler(name, space, maximise=(True, False), seed=0)
-    for number in range(24):
+    sampler = make_sampler(name, space, aim, seed=0)
+    for number in range(10):
         proposal = sampler.ask(number, 0)
         text = str(proposal.layout)
         sampler.tell(proposal.token, (text.count("kda") / 4, float(len(text))))
@@ -221,4 +262,4 @@ def test_proposals_do_not_depend_on_how_python_hashes_words() -> None:
         ).stdout
         for seed in ("1", "2")
     ]
-    assert runs[0] == runs[1] and runs[0].count("\n") == 72
+    assert runs[0] == runs[1] and runs[0].count("\n") == 10 * len(SAMPLERS)

@@ -16,6 +16,7 @@ from nas.front import front
 from nas.plan import make_plan
 from nas.prices import LatencyBook
 from nas.samplers.registry import make_sampler
+from nas.samplers.sampler import Aim
 from nas.search import Ending, Search
 from storage.records import Axis, TrialRecord
 from storage.store import Store
@@ -81,7 +82,7 @@ class House:
         study = self.store.study("tiny") or self.store.create_study(
             name="tiny", config={}, config_hash=hash_of({}), axes=AXES, families={}
         )
-        sampler = make_sampler(plan.config.sampler, plan.space, maximise=(True, False, False), seed=0)
+        sampler = make_sampler(plan.config.sampler, plan.space, Aim(axes=AXES), seed=0)
         with ProgressWatcher(console(to_stderr=True), total=plan.config.trials, done=0) as watcher:
             self.last = Search(
                 plan=plan,
@@ -265,7 +266,7 @@ def test_a_result_of_another_study_is_taken_over_and_not_trained(house: House) -
     other = house.store.create_study(name="b", config={}, config_hash="", axes=AXES, families={})
     pool = Script()
     last = house.last
-    sampler = make_sampler("random", last.plan.space, maximise=(True, False, False), seed=0)
+    sampler = make_sampler("random", last.plan.space, Aim(axes=AXES), seed=0)
     with ProgressWatcher(console(to_stderr=True), total=6, done=0) as watcher:
         Search(
             plan=last.plan, store=house.store, study=other, pool=pool, sampler=sampler, book=last.book,

@@ -1,0 +1,81 @@
+"""By how much a point is expected to enlarge a front: exactly, for values that are known and values that are guessed.
+
+What no point of the front beats is cut into boxes. A point's gain is, summed over the boxes, the product over the
+objectives of how far it undercuts a box within it; for independent objectives the expectation of a product is the
+product of expectations (Yang and others, Journal of Global Optimization 75, 2019), and a value that is known is one that
+is guessed without doubt. Smaller is better everywhere.
+
+Letters: M objectives, F points of the front, S boxes, N points asked, Q nodes of a quadrature.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+MOST_BOXES = 4000
+"""Above so many boxes the front is thinned out before it is cut."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One objective of N points: Q values each with their shares, a single one where it is known."""
+
+    values: Numbers
+    """[N, Q]"""
+    shares: Numbers
+    """[Q]"""
+
+    def below(self, bound: float) -> Numbers:
+        """[N] the expectation of how far each point lies below a bound; nothing where it lies above."""
+        if bound == -np.inf:
+            return np.zeros(len(self.values))
+        expected: Numbers = np.maximum(bound - self.values, 0.0) @ self.shares
+        return expected
+
+
+def boxes(front: Numbers, reference: Numbers) -> Numbers:
+    """[S, 2, M] lower and upper corners of boxes that together are what the front [F, M] leaves below the reference."""
+    inside = front[(front < reference).all(axis=1)]
+    found = _cut(inside, reference)
+    while len(found) > MOST_BOXES:
+        inside = inside[np.argsort(inside[:, 0], kind="stable")][::2]
+        found = _cut(inside, reference)
+    return np.array(found, dtype=np.float64).reshape(-1, 2, len(reference))
+
+
+def _cut(front: Numbers, reference: Numbers) -> list[tuple[list[float], list[float]]]:
+    """Slabs along the last objective, each cut by the points that lie below it in the others."""
+    width = len(reference)
+    if width == 1:
+        return [([-np.inf], [float(min([*front[:, 0], reference[0]]))])]
+    ordered = front[np.argsort(front[:, -1], kind="stable")]
+    edges = [-np.inf, *ordered[:, -1].tolist(), float(reference[-1])]
+    found = []
+    for place, (low, high) in enumerate(itertools.pairwise(edges)):
+        if low < high:
+            for lower, upper in _cut(_front(ordered[:place, :-1]), reference[:-1]):
+                found.append(([*lower, low], [*upper, high]))
+    return found
+
+
+def _front(points: Numbers) -> Numbers:
+    """Those of a few points that no other one beats, equal ones once."""
+    unique = np.unique(points, axis=0)
+    beaten = [bool(((unique <= point).all(axis=1) & (unique < point).any(axis=1)).any()) for point in unique]
+    return unique[~np.array(beaten, dtype=bool)] if len(unique) else unique
+
+
+def expected_gain(guesses: Sequence[Guess], cut: Numbers) -> Numbers:
+    """[N] the expected volume by which each point enlarges what the front beats, from the boxes that it leaves."""
+    product = np.ones((len(guesses[0].values), len(cut)))
+    for objective, guess in enumerate(guesses):
+        bounds, places = np.unique(cut[:, :, objective], return_inverse=True)
+        below = np.stack([guess.below(float(bound)) for bound in bounds], axis=1)
+        lower, upper = places.reshape(len(cut), 2).T
+        product *= below[:, upper] - below[:, lower]
+    gain: Numbers = product.sum(axis=1)
+    return gain

@@ -1,0 +1,150 @@
+"""What an untried set of choices will give, and how sure that is: a Gaussian process over encoded choices.
+
+Values are told by their ranks, so that a few disasters do not hide the differences among what is good, and the answer
+is given back in values. The weights of the columns are found by the likelihood of what was seen (automatic relevance
+determination, Rasmussen and Williams 2006, §5.1); rank by normal scores is Salinas and others, arXiv:1909.13595.
+
+Letters: N known, M asked, D columns, G groups of columns, Q nodes of a quadrature.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import ndtri
+
+Numbers = NDArray[np.float64]
+NOISE = 0.02
+"""Share of the variance that a second look at the same choices would differ by, before the data say otherwise."""
+FLOOR = 1e-5
+MOST_WEIGHED = 300
+"""Known points that the weights are found by; their number hardly changes beyond."""
+STEPS = 30
+NODES, SHARES = np.polynomial.hermite_e.hermegauss(11)
+SHARES = SHARES / SHARES.sum()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values by their ranks among themselves, as a normal distribution would have them, and the way back."""
+
+    values: Numbers
+
+    @cached_property
+    def _knots(self) -> tuple[Numbers, Numbers]:
+        different, counts = np.unique(self.values, return_counts=True)
+        ranks = np.cumsum(counts) - counts / 2
+        return different, ndtri(ranks / len(self.values))
+
+    def forward(self) -> Numbers:
+        """[N] normal scores of the values; equal values share one."""
+        different, scores = self._knots
+        result: Numbers = scores[np.searchsorted(different, self.values)]
+        return result
+
+    def back(self, scores: Numbers) -> Numbers:
+        """Values of any scores: between known ones in proportion, beyond the ends as the outer fifth goes on."""
+        different, known = self._knots
+        result = np.interp(scores, known, different)
+        outer = max(2, len(known) // 5)
+        if len(known) < 2:
+            return result
+        below = (different[outer - 1] - different[0]) / (known[outer - 1] - known[0])
+        above = (different[-1] - different[-outer]) / (known[-1] - known[-outer])
+        result = np.where(scores < known[0], different[0] + below * (scores - known[0]), result)
+        return np.where(scores > known[-1], different[-1] + above * (scores - known[-1]), result)
+
+
+def squares(a: Numbers, b: Numbers) -> Numbers:
+    """[N, M] squared distances of the rows of a [N, D] and of b [M, D]."""
+    apart: Numbers = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T
+    return np.maximum(apart, 0.0, out=apart)
+
+
+def weigh(
+    columns: Numbers, scores: Numbers, groups: NDArray[np.intp], starts: Numbers, theta: Numbers | None = None
+) -> Numbers:
+    """[G + 1] logarithms of the groups' weights and of the noise, most likely after what is known.
+
+    columns [N, D], scores [N]; from `theta` on where one is given. A prior keeps each near its start.
+    """
+    chosen = np.linspace(0, len(scores) - 1, min(len(scores), MOST_WEIGHED)).astype(np.intp)
+    columns, scores = columns[chosen], scores[chosen] - scores[chosen].mean()
+    count = len(scores)
+    apart = np.stack([squares(columns[:, groups == g], columns[:, groups == g]) for g in range(len(starts))])
+    centre = np.append(starts, math.log(NOISE))
+    spread = np.append(np.ones(len(starts)), 1.5)
+
+    def loss(point: Numbers) -> tuple[float, Numbers]:
+        weights, noise = np.exp(point[:-1]), math.exp(point[-1])
+        kernel = np.exp(-np.tensordot(weights, apart, 1))
+        factor = cho_factor(kernel + (noise + FLOOR) * np.eye(count), lower=True)
+        solved = cho_solve(factor, scores)
+        scale = (scores @ solved + 0.1) / count
+        deviation = (point - centre) / spread
+        value = 0.5 * count * math.log(scale) + np.log(np.diag(factor[0])).sum() + 0.5 * (deviation**2).sum()
+        slope = cho_solve(factor, np.eye(count)) - np.outer(solved, solved) / scale
+        by_weight = -0.5 * weights * np.einsum("ij,gij->g", slope * kernel, apart)
+        return float(value), np.append(by_weight, 0.5 * np.trace(slope) * noise) + deviation / spread
+
+    start = centre if theta is None else theta
+    found: Numbers = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS}).x
+    return found
+
+
+class Process:
+    """A Gaussian process with given weights; further points can be believed without their values being known."""
+
+    def __init__(self, columns: Numbers, scores: Numbers, groups: NDArray[np.intp], theta: Numbers) -> None:
+        self.root = np.exp(0.5 * theta[:-1])[groups]
+        self.noise = math.exp(theta[-1]) + FLOOR
+        self.mean = float(scores.mean())
+        self.columns = columns * self.root
+        self.factor: Any = np.linalg.cholesky(
+            np.exp(-squares(self.columns, self.columns)) + self.noise * np.eye(len(scores))
+        )
+        half = solve_triangular(self.factor, scores - self.mean, lower=True, check_finite=False)
+        self.scale = float((half @ half + 0.1) / len(scores))
+        self.half: Numbers = half
+
+    def ask(self, columns: Numbers) -> "Asked":
+        """What is thought of points [M, D]; to be told of points that are believed in later."""
+        return Asked(self, columns)
+
+    def predict(self, columns: Numbers) -> tuple[Numbers, Numbers]:
+        """Mean and standard deviation [M] of the scores at columns [M, D], noise apart."""
+        asked = self.ask(columns)
+        return asked.mean, asked.deviation
+
+
+class Asked:
+    """Points [M, D] that a process was asked about, and what it thinks of them as further points become sure."""
+
+    def __init__(self, process: Process, columns: Numbers) -> None:
+        self.process, self.columns = process, columns * process.root
+        near = np.exp(-squares(process.columns, self.columns))
+        self.reach: Numbers = solve_triangular(process.factor, near, lower=True, check_finite=False)
+        self.mean: Numbers = process.mean + process.half @ self.reach
+        self.left: Numbers = 1.0 - (self.reach * self.reach).sum(0)
+        """[M] the share of the variance that is left."""
+
+    @property
+    def deviation(self) -> Numbers:
+        """[M] standard deviation of the scores, noise apart."""
+        deviation: Numbers = np.sqrt(np.maximum(self.left, 1e-8) * self.process.scale)
+        return deviation
+
+    def believe(self, other: "Asked") -> None:
+        """Take the one point of `other` as if it had turned out as expected: what is near it becomes sure, and no mean moves.
+
+        `other` must have been told of all that this one was told.
+        """
+        towards = np.exp(-squares(other.columns, self.columns))[0] - other.reach[:, 0] @ self.reach
+        row = towards / math.sqrt(max(float(other.left[0]), 0.0) + self.process.noise)
+        self.reach = np.concatenate([self.reach, row[None]])
+        self.left = self.left - row * row
