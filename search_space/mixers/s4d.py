@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from kernels.diagonal_scan.ops import mode_scan, mode_scan_backend, mode_scan_step
 from kernels.long_convolution.ops import long_convolution
-from kernels.modal_filter.ops import modal_filter, modal_response, modal_state, modal_step
+from kernels.modal_filter.ops import modal_filter, modal_response, modal_state
 from search_space.derived import Derived
 from search_space.frame import Frame
 from search_space.modes import SLOW, GatedOut, fft_flops, first_poles, log_uniform, slow, wide
@@ -72,7 +73,10 @@ class S4DState:
 
 
 class S4DMixer(Mixer):
-    """Convolve each channel with its filter, add a share of the input, leave through a gate."""
+    """Filter each channel, add a share of the input, leave through a gate.
+
+    By a scan of its modes where a kernel walks the text in one launch, else by a convolution with the filter.
+    """
 
     def __init__(self, spec: S4D, frame: Frame) -> None:
         super().__init__()
@@ -117,6 +121,10 @@ class S4DMixer(Mixer):
     def forward(self, x: Tensor, state: S4DState | None = None) -> tuple[Tensor, Any]:
         time = x.shape[1]
         log_pole, weight = self.modes()
+        held = state.modes if state else None
+        if mode_scan_backend(log_pole, weight, x, held) == "triton":
+            y, modes = mode_scan(log_pole, weight, x, held)
+            return self.finish(y, x), replace(state, modes=modes) if state else None
         y = long_convolution(x, modal_filter(log_pole, weight, time))
         if state is None:
             return self.finish(y, x), None
@@ -129,5 +137,5 @@ class S4DMixer(Mixer):
             return log_pole.exp(), weight
 
         pole, weight = self.derived.get(self.parameters(), stepped)
-        y, modes = modal_step(x, pole, weight, state.modes)
+        y, modes = mode_scan_step(pole, weight, x, state.modes)
         return self.finish(y, x), replace(state, modes=modes)

@@ -1,6 +1,7 @@
 """Diagonal recurrence: blocks against steps, a closed form, causality, hard gates, complex numbers."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.diagonal_scan import chunked, triton
-from kernels.diagonal_scan.ops import diagonal_scan, diagonal_scan_step
+from kernels.diagonal_scan.ops import diagonal_scan, diagonal_scan_step, mode_scan, mode_scan_step
 
 LENGTHS = (1, 2, 3, 15, 16, 17, 63, 64, 65, 130)
 GATES = {
@@ -370,3 +371,94 @@ def test_wrong_settings_are_named():
         diagonal_scan_step(log_decay[:, 0], x[:, 0], state.double(), backend="triton")
     with pytest.raises(ValueError, match="diagonal_scan_step: state has shape"):
         diagonal_scan_step(log_decay[:, 0], x[:, 0], state[:1])
+
+
+def modes(kind, batch=2, time=20, channels=5, count=3):
+    """Poles, weights, inputs and a state in float64; every third channel forgets all at once."""
+    torch.manual_seed(3)
+    real = -torch.rand(channels, count, dtype=torch.float64)
+    real[::3] *= 100
+    weight, state = torch.randn(channels, count).double(), torch.randn(batch, channels, count).double()
+    u = torch.randn(batch, time, channels, dtype=torch.float64)
+    if kind == "real":
+        return real, weight, u, state
+    return (
+        torch.complex(real, 3 * torch.randn_like(real)),
+        torch.complex(weight, torch.randn_like(weight)),
+        u,
+        torch.complex(state, torch.randn_like(state)),
+    )
+
+
+def walk(log_pole, weight, u, state):
+    """The recurrence written out."""
+    outputs, twice = [], 2 if log_pole.is_complex() else 1
+    for t in range(u.shape[1]):
+        state = log_pole.exp() * state + u[:, t, :, None]
+        outputs.append(twice * (weight * state).real.sum(-1))
+    return torch.stack(outputs, 1), state
+
+
+@pytest.mark.parametrize("kind", ["real", "complex"])
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_modes_are_their_recurrence_and_their_steps(near, backend, kind):
+    inputs = [x.requires_grad_() for x in modes(kind)]
+    results = mode_scan(*inputs, backend=backend)
+    expected = walk(*inputs)
+    plain = [torch.view_as_real(x) if x.is_complex() else x for x in (*results, *expected)]
+    near(plain[0], plain[2], 1e-12)
+    near(plain[1], plain[3], 1e-12)
+    found, wanted = (
+        torch.autograd.grad(sum(x.square().sum() for x in pair), inputs, retain_graph=True)
+        for pair in (plain[:2], plain[2:])
+    )
+    for actual, gradient in zip(found, wanted, strict=True):
+        torch.testing.assert_close(actual, gradient, rtol=1e-10, atol=1e-10)
+    log_pole, weight, u, state = inputs
+    for t in range(u.shape[1]):
+        y, state = mode_scan_step(log_pole.exp(), weight, u[:, t], state)
+        torch.testing.assert_close(y, expected[0][:, t])
+    torch.testing.assert_close(state, expected[1])
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "triton"])
+def test_stacked_members_have_modes_of_their_own(near, backend):
+    log_pole, weight, u, _ = (
+        x.to(torch.complex64 if x.is_complex() else torch.float32) for x in modes("complex")
+    )
+    members = [torch.stack(column) for column in ((log_pole, log_pole / 2), (weight, weight + 1), (u, -u))]
+    call = partial(mode_scan, backend=backend)
+    y, last = torch.func.vmap(call)(*members)
+    for m in range(2):
+        alone, held = call(*(x[m] for x in members))
+        near(y[m], alone)
+        near(torch.view_as_real(last[m]), torch.view_as_real(held))
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_modes_of_packed_documents(near, backend):
+    log_pole, weight, u, state = modes("complex", batch=3)
+    spans = (slice(0, 1), slice(1, 13), slice(13, 20))
+    y, last = mode_scan(
+        log_pole, weight, u[:1], state, cu_seqlens=torch.tensor([0, 1, 13, 20]), backend=backend
+    )
+    for n, span in enumerate(spans):
+        alone, held = mode_scan(log_pole, weight, u[:1, span], state[n : n + 1])
+        near(y[:, span], alone, 1e-12)
+        near(torch.view_as_real(last[n : n + 1]), torch.view_as_real(held), 1e-12)
+
+
+def test_wrong_modes_are_named():
+    log_pole, weight, u, state = modes("complex")
+    with pytest.raises(ValueError, match=r"mode_scan: weight is torch.float64 and log_pole torch.complex128"):
+        mode_scan(log_pole, weight.real, u)
+    with pytest.raises(ValueError, match=r"mode_scan: log_pole has shape .*\[C, N\] = \[5, 3\]"):
+        mode_scan(log_pole[:4], weight, u)
+    with pytest.raises(ValueError, match=r"mode_scan: weight has shape .*\[B, C, N\] = \[2, 5, 3\]"):
+        mode_scan(log_pole, weight[None], u)
+    with pytest.raises(ValueError, match="mode_scan: state has shape"):
+        mode_scan(log_pole, weight, u, state[:1])
+    with pytest.raises(ValueError, match=r"mode_scan_step: state is torch.float64"):
+        mode_scan_step(log_pole, weight, u[:, 0], state.real)
+    with pytest.raises(ValueError, match="mode_scan_step: u has shape"):
+        mode_scan_step(log_pole, weight, u, state)

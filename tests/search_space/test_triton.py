@@ -57,6 +57,7 @@ SERVED = {
     "mla",
     "mosa",
     "infini",
+    "s4d",
 }
 """Words that a kernel must serve; the others run on torch's own operations on a GPU too."""
 OPERATORS = {
