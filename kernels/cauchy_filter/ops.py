@@ -124,7 +124,7 @@ def cauchy_discrete(pole: Tensor, low_rank: Tensor, write: Tensor, step: Tensor)
     return chunked.discrete(pole, low_rank, write, step)
 
 
-@stackable(each=("u", "read", "state"))
+@stackable(each=("u", "known", "read", "state"))
 def cauchy_step(
     u: Tensor, known: Discrete, read: Tensor, state: Tensor, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from kernels.stacked import is_stacked, stackable
 
@@ -80,6 +81,63 @@ def test_where_parameters_know_no_batch_each_member_is_called():
     CALLS.clear()
     vmap(lambda x: operator(x, matrix=matrix[0]))(x)
     assert CALLS == [(MEMBERS * BATCH, 5)]
+
+
+@stackable(own=("gain",), each=("matrices",))
+def nested(x, previous, *, gain=None, matrices=None):
+    """A toy whose state is a tuple in a tuple, beside a number that is no tensor; it answers with one too."""
+    (first, second), scale = previous
+    assert not any(is_stacked(tensor) for tensor in (x, first, second, *(gain or ()), *(matrices or ())))
+    CALLS.append(tuple(x.shape))
+    y = x * scale + first + second
+    for matrix in matrices or ():
+        y = y @ matrix
+    for one in gain or ():
+        y = y * (one if one.dim() == 2 else one.expand_as(y))
+    return y, (x, (first - second, y.sum(-1)))
+
+
+def test_tensors_in_tuples_are_folded_like_others():
+    x, first, second = (draw(MEMBERS, BATCH, 5) + i for i in range(3))
+    shared = draw(BATCH, 5)
+    gain = draw(MEMBERS, 5)
+
+    def call(x, first, second, gain):
+        return nested(x, ((first, second), 2.0), gain=(gain, gain[0] * torch.ones(5)))
+
+    got = vmap(call)(x, first, second, gain)
+    assert CALLS == [(MEMBERS * BATCH, 5)]
+    for m in range(MEMBERS):
+        expected = call(x[m], first[m], second[m], gain[m])
+        torch.testing.assert_close(tree_map(lambda part, m=m: part[m], got), expected)
+    CALLS.clear()
+    y, _ = vmap(lambda x: nested(x, ((x, shared), 1.0)))(x)
+    assert CALLS == [(MEMBERS * BATCH, 5)]
+    torch.testing.assert_close(y, 2 * x + shared)
+
+
+def test_tensors_in_tuples_may_know_no_batch():
+    x, matrix = draw(MEMBERS, BATCH, 5), draw(MEMBERS, 5, 5)
+    y, (_, (_, total)) = vmap(lambda x, matrix: nested(x, ((x, x), 0.0), matrices=(matrix, matrix)))(
+        x, matrix
+    )
+    assert CALLS == [(BATCH, 5)] * MEMBERS
+    torch.testing.assert_close(y, 2 * x @ matrix @ matrix)
+    torch.testing.assert_close(total, y.sum(-1))
+
+
+@stackable(in_front=True)
+def several(x, weight):
+    CALLS.append(tuple(x.shape))
+    return (x * weight).sum(-1)
+
+
+def test_models_may_stand_in_front_of_all_tensors():
+    x, weight = draw(MEMBERS, BATCH), draw(BATCH)
+    torch.testing.assert_close(vmap(lambda x: several(x, weight))(x), x @ weight)
+    torch.testing.assert_close(vmap(lambda y: several(weight, y))(x), x @ weight)
+    torch.testing.assert_close(several(weight, weight), weight @ weight)
+    assert CALLS == [(MEMBERS, BATCH)] * 2 + [(BATCH,)]
 
 
 def test_gradients_reach_every_member():

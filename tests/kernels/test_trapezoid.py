@@ -1,6 +1,7 @@
 """Trapezoidal recurrence: chunks against steps, the matrix it stands for, no look-ahead, extreme gates."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -40,6 +41,16 @@ def call(backend, q, k, v, log_decay, late, fresh, state, before_k, before_v, ch
     return trapezoid(
         q, k, v, log_decay, late, fresh, state, (before_k, before_v), chunk=chunk, backend=backend
     )
+
+
+def test_stacked_members_have_a_token_before_of_their_own(near):
+    """It is a tuple of tensors."""
+    members = [draw(9), draw(9)]
+    stacked = [torch.stack(column) for column in zip(*(one.values() for one in members), strict=True)]
+    results = torch.func.vmap(partial(call, "chunked"))(*stacked)
+    for m, one in enumerate(members):
+        for actual, expected in zip(results, call("chunked", *one.values()), strict=True):
+            near(actual[m], expected)
 
 
 @pytest.mark.parametrize("gate", GATES)
