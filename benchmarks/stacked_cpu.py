@@ -1,8 +1,8 @@
 """Four learning rates of one layout trained stacked in one process, beside one after another, on one CPU thread.
 
-The time of both ways in turn, and how far the losses lie apart, at some steps: at the worst learning rate. Small proxies
-are many small operations, which stacking starts once instead of four times; in larger ones arithmetic is all, and there
-is less to gain.
+The processor's time of both ways in turn, and how far the losses lie apart at some steps, at the worst learning rate.
+Small proxies are many small operations, which stacking starts once instead of four times; in larger ones arithmetic is
+all, and there is less to gain.
 
 Both ways round differently, and at a learning rate of .03 training may magnify a difference threefold a step. How far
 that goes without any stacking is measured beside it, `nudged_apart`: runs that are alone, with weights moved to the next
@@ -99,9 +99,9 @@ def row(layout: str, width: int, batch: int) -> dict[str, object]:
         times, curves = [], []
         for way in ways:
             group = members(layout, width, batch)
-            began = time.perf_counter()
+            began = time.process_time()
             curves.append(way(group))
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         ratios.append(times[1] / times[0])
         seconds.append(times[0])
     control = one_by_one(nudged(members(layout, width, batch)))

@@ -84,7 +84,7 @@ class _Attention(torch.autograd.Function):
             (tiles * batch * heads,),
             (
                 *(q, k, v, slopes, logits, call.spans, output, sums, mass, largest, call.cu_seqlens),
-                *(*shape, *_strides(q, k, v)),
+                *(*shape, *_strides(q, k, v), _entry(logits)),
             ),
             _sizes(q, k, v),
             row,
@@ -120,7 +120,7 @@ class _Attention(torch.autograd.Function):
             (tiles * batch * heads,),
             (
                 *(q, k, v, slopes, logits, call.spans, output, sums, mass, largest, d_output, d_sums, d_mass),
-                *(delta, d_q, d_slopes, d_logits, call.cu_seqlens, *shape, *strides),
+                *(delta, d_q, d_slopes, d_logits, call.cu_seqlens, *shape, *strides, _entry(logits)),
             ),
             sizes,
             row,
@@ -140,8 +140,11 @@ class _Attention(torch.autograd.Function):
             row,
             like=v,
         )
-        whole = (None if part is None else part.sum((0, 2)) for part in (d_slopes, d_logits))
-        return d_q, d_k, d_v, *whole, None
+        d_slopes, d_logits = (
+            None if part is None else part.sum((0, 2) if own.dim() == 1 else 2)
+            for own, part in ((slopes, d_slopes), (logits, d_logits))
+        )
+        return d_q, d_k, d_v, d_slopes, d_logits, None
 
 
 def attention_step(
@@ -193,7 +196,7 @@ def attention_step(
         (
             *(q, k, v, slopes, logits, call.spans, distance, output, mass, mixes, highs, totals),
             *(visible, share, parts, call.sinks, call.scale, call.soft_cap),
-            *(*q.stride()[:2], *k.stride()[:3], *v.stride()[:3]),
+            *(*q.stride()[:2], *k.stride()[:3], *v.stride()[:3], _entry(logits)),
         ),
         {**sizes, "ALIASED": aliased},
         row,
@@ -229,6 +232,11 @@ def _shape(rows: Tensor, k: Tensor, call: Call, block: int) -> tuple[int, tuple[
     sinks = call.sinks if beyond and call.sinks else None
     skipped = call.skipped if sinks and call.skipped else None
     return tiles, (time, keys, documents, tiles, window, sinks, skipped, call.scale, call.soft_cap)
+
+
+def _entry(logits: Tensor | None) -> int:
+    """How far the logits [B, H] of batch entries lie apart, nought where all share them [H]."""
+    return logits.shape[-1] if logits is not None and logits.dim() == 2 else 0
 
 
 def _strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:

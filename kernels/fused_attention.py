@@ -132,11 +132,11 @@ def edge(number, sunk, low, whole, broken):
     return tl.where(left < 0, number, tl.where(right < 0, low + left, broken + right))
 
 
-@triton.jit(do_not_specialize=["T", "S", "documents", "tiles", "window", "sinks", "skipped"])
+@triton.jit(do_not_specialize=["T", "S", "documents", "tiles", "window", "sinks", "skipped", "logit_entry"])
 def attend(
     q, k, v, slopes, logits, spans, output, sums, mass, largest, cu_seqlens,
     T, S, documents, tiles, window, sinks, skipped, scale, soft_cap,
-    q_entry, q_row, q_head, k_entry, k_row, k_head, v_entry, v_row, v_head,
+    q_entry, q_row, q_head, k_entry, k_row, k_head, v_entry, v_row, v_head, logit_entry,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr, MAIN: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_TAIL: tl.constexpr, BLOCK_V: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
@@ -179,7 +179,7 @@ def attend(
     high = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     if logits is not None:
-        high = tl.zeros([QUERIES], tl.float32) + tl.load(logits + h) * LOG2E
+        high = tl.zeros([QUERIES], tl.float32) + tl.load(logits + n * logit_entry + h) * LOG2E
         total += 1.0
     place = tl.zeros([QUERIES], tl.int32)
     mixed = tl.zeros([QUERIES, BLOCK_V], tl.float32)

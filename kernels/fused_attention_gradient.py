@@ -9,12 +9,12 @@ import triton.language as tl
 from kernels.fused_attention import LOG2E, edge, keys_seen, located, queries_seeing, scored, sloped
 
 
-@triton.jit(do_not_specialize=["T", "S", "documents", "tiles", "window", "sinks", "skipped"])
+@triton.jit(do_not_specialize=["T", "S", "documents", "tiles", "window", "sinks", "skipped", "logit_entry"])
 def attend_queries(
     q, k, v, slopes, logits, spans, output, sums, mass, largest, d_output, d_sums, d_mass,
     delta, d_q, d_slopes, d_logits, cu_seqlens,
     T, S, documents, tiles, window, sinks, skipped, scale, soft_cap,
-    q_entry, q_row, q_head, k_entry, k_row, k_head, v_entry, v_row, v_head,
+    q_entry, q_row, q_head, k_entry, k_row, k_head, v_entry, v_row, v_head, logit_entry,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr, MAIN: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_TAIL: tl.constexpr, BLOCK_V: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
@@ -118,7 +118,7 @@ def attend_queries(
     if d_slopes is not None:
         tl.store(d_slopes + tl.program_id(0), -tl.sum(tl.where(live, steepness, 0.0), 0))
     if d_logits is not None:
-        share = tl.where(live, tl.exp2(tl.load(logits + h) * LOG2E - total) * lost, 0.0)
+        share = tl.where(live, tl.exp2(tl.load(logits + n * logit_entry + h) * LOG2E - total) * lost, 0.0)
         tl.store(d_logits + tl.program_id(0), -tl.sum(share, 0))
 
 

@@ -12,11 +12,11 @@ import triton.language as tl
 from kernels.fused_attention import LOG2E, scored
 
 
-@triton.jit(do_not_specialize=["visible", "share", "parts", "sinks"])
+@triton.jit(do_not_specialize=["visible", "share", "parts", "sinks", "logit_entry"])
 def read_cache(
     q, k, v, slopes, logits, spans, distances, output, mass, mixes, highs, totals,
     visible, share, parts, sinks, scale, soft_cap,
-    q_entry, q_head, k_entry, k_row, k_head, v_entry, v_row, v_head,
+    q_entry, q_head, k_entry, k_row, k_head, v_entry, v_row, v_head, logit_entry,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr, MAIN: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_TAIL: tl.constexpr, BLOCK_V: tl.constexpr, ALIASED: tl.constexpr,
     HEADS: tl.constexpr, SLOTS: tl.constexpr, PRECISION: tl.constexpr,
@@ -62,7 +62,7 @@ def read_cache(
     total = tl.zeros([HEADS], tl.float32)
     if logits is not None:
         # They join the first part's sum.
-        logit = tl.load(logits + h, mask=real, other=0.0).to(tl.float32) * LOG2E
+        logit = tl.load(logits + n * logit_entry + h, mask=real, other=0.0).to(tl.float32) * LOG2E
         high = tl.where(part == 0, logit, high)
         total = tl.where(part == 0, 1.0, total)
     mixed = tl.zeros([HEADS, BLOCK_V], tl.float32)

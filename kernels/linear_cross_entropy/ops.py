@@ -11,7 +11,7 @@ from kernels.linear_cross_entropy import chunked, reference
 from kernels.stacked import stackable
 
 
-@stackable(each=("weight",))
+@stackable(in_front=True)
 def linear_cross_entropy(
     x: Tensor,
     weight: Tensor,
@@ -43,7 +43,9 @@ def linear_cross_entropy(
 
         losses: Tensor = triton.linear_cross_entropy(x, weight, targets, ignore_index)
         return losses
-    run = chunked.loss if implementation == "chunked" else reference.loss
-    if not stacked:
+    if implementation == "chunked":
+        run = chunked.losses if stacked else chunked.loss
         return run(x, weight, targets, ignore_index)
-    return torch.stack([run(*own, ignore_index) for own in zip(x, weight, targets, strict=True)])
+    if not stacked:
+        return reference.loss(x, weight, targets, ignore_index)
+    return torch.stack([reference.loss(*own, ignore_index) for own in zip(x, weight, targets, strict=True)])

@@ -216,6 +216,8 @@ def _blocks(
     if options.sink_logits is None:
         return output, total
     sink = options.sink_logits.to(dtype)
+    if sink.dim() == 2:
+        sink = sink.unsqueeze(1)
     # The share of the denominator that is not the sink's.
     return output * torch.sigmoid(total - sink).unsqueeze(-1), torch.logaddexp(total, sink.expand_as(total))
 
@@ -313,7 +315,7 @@ def _weights(scores: Tensor, options: Options, distance: Tensor | None, hidden: 
         scores = scores.masked_fill(hidden, torch.finfo(dtype).min)
     weights = scores.softmax(-1)
     if options.sink_logits is not None:
-        sink = options.sink_logits.to(dtype).view(groups, -1)
+        sink = options.sink_logits.to(dtype).unflatten(-1, (groups, -1))
         weights = weights * torch.sigmoid(scores.logsumexp(-1) - sink).unsqueeze(-1)
     return weights if hidden is None else weights.masked_fill(hidden, 0.0)
 

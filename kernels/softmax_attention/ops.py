@@ -26,7 +26,7 @@ from kernels.stacked import stackable
 OPERATOR = "softmax_attention"
 
 
-@stackable(shared=("slopes",), each=("sink_logits",))
+@stackable(shared=("slopes",), own=("sink_logits",))
 def softmax_attention(
     q: Tensor,
     k: Tensor,
@@ -51,7 +51,7 @@ def softmax_attention(
     `spans` gives every head a window of its own (arXiv:2406.14909). The scaled scores are capped at ±`soft_cap` by
     a tanh, then each loses slopes [H] times its distance in tokens. The first `sinks` keys stay visible besides the
     window; `skipped` tokens between them and the other keys were left out, and count in distances only.
-    sink_logits [H] join the denominator alone. cu_seqlens [N + 1] packs N documents, each a text of its own, in one row;
+    sink_logits [H], or [B, H] where several models share a batch, join the denominator alone. cu_seqlens [N + 1] packs N documents, each a text of its own, in one row;
     there are then as many keys as queries.
     """
     options = Options(soft_cap=soft_cap, slopes=slopes, sinks=sinks, skipped=skipped, sink_logits=sink_logits)
@@ -60,7 +60,7 @@ def softmax_attention(
     )[0]
 
 
-@stackable(shared=("slopes",), each=("sink_logits",))
+@stackable(shared=("slopes",), own=("sink_logits",))
 def softmax_attention_with_sums(
     q: Tensor,
     k: Tensor,
@@ -127,7 +127,7 @@ def merge(outputs: Sequence[Tensor], sums: Sequence[Tensor]) -> tuple[Tensor, Te
         return mixed.to(outputs[0].dtype), (shift + safe.log()).masked_fill(unseen, -torch.inf)
 
 
-@stackable(shared=("slopes", "distance"), each=("sink_logits",))
+@stackable(shared=("slopes", "distance"), own=("sink_logits",))
 def softmax_attention_step(
     q: Tensor,
     k: Tensor,
@@ -161,7 +161,7 @@ def softmax_attention_step(
     require_shape(name, "v", v, (batch, slots, groups, v.shape[-1]), "[B, S, G, V]")
     require_groups(name, heads, groups)
     options = Options(soft_cap=soft_cap, slopes=slopes, sink_logits=sink_logits)
-    _check_options(name, heads, None, spans, options)
+    _check_options(name, batch, heads, None, spans, options)
     if not 0 <= visible <= slots:
         raise ValueError(
             f"{name}: visible={visible} lies outside the {slots} slots; pass a number from 0 to {slots}"
@@ -281,7 +281,7 @@ def _check(
             f"{name}: cu_seqlens packs documents that see themselves alone, but there are {keys} keys for {time} "
             "queries; pass as many keys as queries"
         )
-    _check_options(name, heads, window, spans, options)
+    _check_options(name, batch, heads, window, spans, options)
     if options.skipped and keys - time < options.sinks:
         raise ValueError(
             f"{name}: skipped={options.skipped} tokens lie behind {options.sinks} sinks, but only {keys - time} "
@@ -290,7 +290,7 @@ def _check(
 
 
 def _check_options(
-    name: str, heads: int, window: int | None, spans: Sequence[int] | None, options: Options
+    name: str, batch: int, heads: int, window: int | None, spans: Sequence[int] | None, options: Options
 ) -> None:
     if window is not None and window < 1:
         raise ValueError(
@@ -307,6 +307,8 @@ def _check_options(
         raise ValueError(
             f"{name}: sinks={options.sinks} and skipped={options.skipped} must be at least 0; leave them out"
         )
-    for label, tensor in (("slopes", options.slopes), ("sink_logits", options.sink_logits)):
-        if tensor is not None:
-            require_shape(name, label, tensor, (heads,), "[H]")
+    if options.slopes is not None:
+        require_shape(name, "slopes", options.slopes, (heads,), "[H]")
+    if options.sink_logits is not None:
+        lead, letters = ((batch,), "B, ") if options.sink_logits.dim() == 2 else ((), "")
+        require_shape(name, "sink_logits", options.sink_logits, (*lead, heads), f"[{letters}H]")

@@ -1,6 +1,6 @@
 """What a call may ask for beyond plain causal or windowed attention.
 
-Letters: H heads.
+Letters: B batch, H heads.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class Options:
     skipped: int = 0
     """Tokens between the sinks and the other keys whose keys were not handed over."""
     sink_logits: Tensor | None = None
-    """[H]: a logit that joins the denominator and carries no value (gpt-oss, arXiv:2508.10925)."""
+    """[H], or [B, H]: a logit that joins the denominator and carries no value (gpt-oss, arXiv:2508.10925)."""
 
     @property
     def plain(self) -> bool:
@@ -33,5 +33,5 @@ class Options:
         return replace(
             self,
             slopes=None if self.slopes is None else self.slopes[heads],
-            sink_logits=None if self.sink_logits is None else self.sink_logits[heads],
+            sink_logits=None if self.sink_logits is None else self.sink_logits[..., heads],
         )

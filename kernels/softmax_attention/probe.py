@@ -36,11 +36,17 @@ def _draw(sizes: Sizes, generator: Generator, past: int = 0) -> dict[str, Tensor
     }
 
 
+def _draw_sinks(sizes: Sizes, generator: Generator) -> Tensor:
+    """By batch entry where there are several, else for all."""
+    lead = (sizes.batch,) if sizes.batch > 1 else ()
+    return normal(generator, *lead, sizes.heads)
+
+
 def _draw_all(sizes: Sizes, generator: Generator) -> dict[str, Tensor]:
     return {
         **_draw(sizes, generator, PAST),
         "slopes": 0.5 ** torch.arange(1.0, sizes.heads + 1),
-        "sink_logits": normal(generator, sizes.heads),
+        "sink_logits": _draw_sinks(sizes, generator),
     }
 
 
@@ -54,7 +60,7 @@ def _draw_cache_all(sizes: Sizes, generator: Generator) -> dict[str, Tensor]:
     return {
         **inputs,
         "slopes": 0.1 ** torch.arange(1.0, sizes.heads + 1),
-        "sink_logits": normal(generator, sizes.heads),
+        "sink_logits": _draw_sinks(sizes, generator),
         "distance": torch.randperm(inputs["k"].shape[1], generator=generator),
     }
 

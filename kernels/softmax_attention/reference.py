@@ -42,8 +42,8 @@ def step(
             scores = scores.masked_fill(nowhere, torch.finfo(dtype).min)
         logits = scores
         if options.sink_logits is not None:
-            sink = options.sink_logits.to(dtype).view(groups, -1, 1).expand(*scores.shape[:-1], 1)
-            logits = torch.cat([scores, sink], dim=-1)
+            sink = options.sink_logits.to(dtype).unflatten(-1, (groups, -1)).unsqueeze(-1)
+            logits = torch.cat([scores, sink.expand(*scores.shape[:-1], 1)], dim=-1)
         weights = logits.softmax(-1)[..., : k.shape[1]]
         if hidden is not None:
             weights = weights.masked_fill(nowhere, 0.0)

@@ -1,11 +1,13 @@
 """Mean cross-entropy of a linear map: backends against each other, parts, silent tokens, bad targets, what is kept."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels.linear_cross_entropy import triton
+from kernels.linear_cross_entropy import chunked, triton
 from kernels.linear_cross_entropy.ops import linear_cross_entropy
 
 BACKENDS = ("reference", "chunked", "triton")
@@ -42,6 +44,28 @@ def test_chunks_equal_steps(agree, tokens, width, vocabulary, models):
         inputs,
         floor=1e-3,
     )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_models_under_vmap_are_models_in_front(monkeypatch, backend):
+    """One product for all, whether they share their targets or not."""
+    x, weight, targets = draw(models=3)
+    asked = []
+    module, name = (triton, "linear_cross_entropy") if backend == "triton" else (chunked, "losses")
+    real = getattr(module, name)
+
+    def spy(*tensors):
+        asked.append(tensors[0].shape)
+        return real(*tensors)
+
+    monkeypatch.setattr(module, name, spy)
+    call = partial(linear_cross_entropy, backend=backend)
+    for own, at in ((targets, 0), (targets[1], None)):
+        losses = torch.func.vmap(call, in_dims=(0, 0, at))(x, weight, own)
+        expected = [call(x[m], weight[m], own if at is None else own[m]) for m in range(3)]
+        torch.testing.assert_close(losses, torch.stack(expected))
+    if backend != "reference":
+        assert [shape for shape in asked if len(shape) == 3] == [x.shape] * 2
 
 
 def test_the_chunk_form_is_what_stored_results_were_made_with():

@@ -316,7 +316,7 @@ def test_half_types_and_autocast(near, dtype):
         ({"sinks": -1}, "sinks=-1"),
         ({"soft_cap": 0.0}, "soft_cap=0.0 must be above 0"),
         ({"slopes": torch.zeros(3)}, r"slopes has shape \[3\].*\[H\] = \[4\]"),
-        ({"sink_logits": torch.zeros(2, 4)}, r"sink_logits has shape \[2, 4\]"),
+        ({"sink_logits": torch.zeros(3, 4)}, r"sink_logits has shape \[3, 4\].*\[B, H\] = \[2, 4\]"),
         ({"spans": [4, 4]}, "one window of at least 1 for each of 4 heads"),
         ({"spans": [4, 4, 4, 0]}, "at least 1"),
         ({"spans": [4] * 4, "window": 4}, "leave window out"),
@@ -326,6 +326,41 @@ def test_half_types_and_autocast(near, dtype):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=f"softmax_attention: .*{message}"):
         softmax_attention(*draw(5).values(), **options)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "triton"])
+@pytest.mark.parametrize("others", [{}, {"window": 5, "sinks": 2}, {"spans": [3, 9, 3, 20]}], ids=str)
+def test_sink_logits_by_batch_entry_are_those_of_each(near, backend, others):
+    """Under vmap, where models share a batch, a model's logits are those of its entries."""
+    inputs, logits = [x.requires_grad_() for x in draw(9, 12).values()], torch.randn(2, 4, requires_grad=True)
+    leaves = [*inputs, logits]
+
+    def call(q, k, v, logits):
+        return softmax_attention_with_sums(q, k, v, sink_logits=logits, backend=backend, **others)
+
+    def alone(q, k, v, logits):
+        return tuple(part[0] for part in call(q[None], k[None], v[None], logits))
+
+    apart = [alone(*(x[n] for x in leaves)) for n in range(2)]
+    expected = [torch.stack(column) for column in zip(*apart, strict=True)]
+    gradients = torch.autograd.grad(sum(x.square().sum() for x in expected), leaves)
+    for results in (call(*leaves), torch.func.vmap(alone)(*leaves)):
+        for actual, wanted in zip(results, expected, strict=True):
+            near(actual, wanted)
+        found = torch.autograd.grad(sum(x.square().sum() for x in results), leaves)
+        for actual, wanted in zip(found, gradients, strict=True):
+            near(actual, wanted, 1e-4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "triton"])
+@torch.no_grad()
+def test_a_step_takes_sink_logits_by_batch_entry(near, backend):
+    q, k, v = draw(1, 12).values()
+    logits = torch.randn(2, 4)
+    got = softmax_attention_step(q[:, 0], k, v, visible=11, sink_logits=logits, backend=backend)
+    for n in range(2):
+        own = (x[n : n + 1] for x in (q[:, 0], k, v))
+        near(got[n : n + 1], softmax_attention_step(*own, visible=11, sink_logits=logits[n]))
 
 
 def test_a_step_asks_for_the_distances_that_it_needs():
