@@ -65,6 +65,7 @@ class Stack:
         self.models = list(models)
         self.loss = _Loss(self.models[0])
         holders = [_Loss(model) for model in models]
+        self.names = _names(self.loss)
         self.own = _columns([dict(holder.named_parameters()) for holder in holders])
         self.parameters = {name: _share(tensors).requires_grad_() for name, tensors in self.own.items()}
         columns = _columns([dict(holder.named_buffers()) for holder in holders])
@@ -74,7 +75,10 @@ class Stack:
         """One loss for each member [M]: of tokens [B, T], places and wanted [N] that all share, or of [M, …] each."""
 
         def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], *batch: Tensor) -> Tensor:
-            loss: Tensor = functional_call(self.loss, (parameters, buffers), batch)
+            own = {**parameters, **buffers}
+            named = {name: own[first] for name, first in self.names.items()}
+            # What is tied is known by all of its names, which would be looked for at every step.
+            loss: Tensor = functional_call(self.loss, named, batch, tie_weights=False)
             return loss
 
         own = 0 if tokens.dim() == 3 else None
@@ -91,6 +95,16 @@ class Stack:
             gradient = self.parameters[name].grad
             for member, parameter in enumerate(parameters):
                 parameter.grad = None if gradient is None else gradient[member]
+
+
+def _names(module: nn.Module) -> dict[str, str]:
+    """Of every parameter and buffer each of its names, and the first of these."""
+    first: dict[int, str] = {}
+    every = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    return {name: first.setdefault(id(tensor), name) for name, tensor in every}
 
 
 def _columns(rows: Sequence[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
@@ -130,7 +144,8 @@ class Advance:
     def __call__(self, batch: Drawn) -> Tensor:
         """The members' losses and the norms of their gradients [2, M]; what is not finite is for the caller to see."""
         losses = self.gradients(batch)
-        norms = [nn.utils.clip_grad_norm_(model.parameters(), self.clip) for model in self.stack.models]
+        members = zip(*self.stack.own.values(), strict=True)
+        norms = [nn.utils.clip_grad_norm_(parameters, self.clip) for parameters in members]
         for optimiser in self.optimisers:
             optimiser.step()
         return torch.stack([losses, torch.stack(norms)])
