@@ -16,6 +16,9 @@ _TITLES = {
     "read_bytes": "cache read a step",
     "flops_prefill": "FLOPs a token, prefill",
     "flops_decode": "FLOPs a token, decode",
+    "active_params": "active parameters",
+    "tokens_per_s": "tokens a second",
+    "serial_steps": "serial steps",
 }
 
 
@@ -107,7 +110,10 @@ def age(seconds: float) -> str:
 
 def title(name: str, context: float | None = None) -> str:
     """What a cost or an objective is called: kv_bytes@8192 is "cache at 8k"."""
+    name, _, inside = name.partition("[")
     base, _, at = name.partition("@")
+    if inside:
+        return _title_in(base, dict(part.partition("=")[::2] for part in inside.rstrip("]").split(",")))
     words = _TITLES.get(base, base.replace("_", " "))
     if at.isdigit():
         return f"{words} at {tokens(int(at))}"
@@ -116,16 +122,28 @@ def title(name: str, context: float | None = None) -> str:
     return words
 
 
+def _title_in(base: str, given: dict[str, str]) -> str:
+    """The title of a cost in a phase, at a batch or a context of its own."""
+    words = _TITLES.get(base, base.replace("_", " "))
+    if given.get("phase") == "prefill":
+        words = _TITLES["prefill_ms"]
+    words += f", batch {given['batch']}" if "batch" in given else ""
+    return words + (f" at {tokens(int(given['context']))}" if given.get("context", "").isdigit() else "")
+
+
 def value(name: str, x: float | None, unit: str = "") -> str:
     """One number with its unit, chosen by what it is a number of; a dash where there is none."""
     if x is None or not math.isfinite(x):
         return "–"
-    base = name.partition("@")[0]
+    base = name.partition("[")[0].partition("@")[0]
+    if base == "bytes" and not unit and -1 <= x <= 1:
+        # The task of that name, which is scored.
+        return quality(x)
     if "bytes" in base:
         return size(x)
     if base.endswith("_ms") or "_ms_" in base:
         return milliseconds(x)
-    if base == "params" or base.startswith("flops"):
+    if base.endswith("params") or base.startswith("flops"):
         return count(x)
     if unit and unit not in ("1", base):
         return f"{_signed(x, _digits(abs(x)))} {unit}"
@@ -149,7 +167,7 @@ def ticks(name: str, low: float, high: float, *, log: bool, unit: str = "") -> t
         first = math.ceil(low / step)
         places = [round(i * step, 12) for i in range(first, math.floor(high / step) + 1)]
     else:
-        places = _log_places(max(low, 1e-12), max(high, 1e-12), binary="bytes" in name)
+        places = _log_places(max(low, 1e-12), max(high, 1e-12), binary="bytes" in name and name != "bytes")
     if name.partition("@")[0] == "quality" and not log:
         return places, [quality(x).rstrip("0") if x not in (0, 1) else str(int(x)) for x in places]
     return places, [value(name, x, unit) for x in places]

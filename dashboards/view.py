@@ -95,12 +95,7 @@ class StudyView:
 
 def value_on(axis: Axis, trial: TrialRecord) -> float | None:
     """A trial's value on an axis: its quality, a cost of its layout, or its score in a task."""
-    result = trial.result
-    if axis.name == "quality":
-        return None if result is None else result.quality
-    if axis.name in trial.costs:
-        return trial.costs[axis.name]
-    return None if result is None else result.scores.get(axis.name)
+    return trial.value(axis.name)
 
 
 def kind_of(origin: str) -> Kind:

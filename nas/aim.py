@@ -1,50 +1,32 @@
 """What a sampler is told before anything is trained: the study's axes, and the costs of any pattern of its space."""
 
-from dataclasses import dataclass, field
-
+from nas.axes import MOST_MEASURED_AHEAD
+from nas.bounds import Bounds
+from nas.objectives import Quantity, read_quantity_name
 from nas.plan import Plan
 from nas.prices import LatencyBook
 from nas.samplers.sampler import Aim
-from search_space.layout import Layer, Layout
+from search_space.layout import Layout
 from storage.records import Axis
 
-MOST_MEASURED_AHEAD = 128
-"""Layers that are measured before the first trial; a larger space is measured as its layers come up, and a sampler has
-to learn its latency."""
 
+def make_aim(plan: Plan, axes: tuple[Axis, ...], book: LatencyBook, bounds: Bounds) -> Aim:
+    """What a search is after: its frozen axes, all costs that are known by themselves, and the bounds on them.
 
-@dataclass(frozen=True)
-class Costs:
-    """Costs of patterns as sums over their layers, as fast as a sampler asks that looks at thousands of them."""
+    Of a space with more layers than are measured ahead, a sampler has to learn the latency.
+    """
+    prices = plan.letters_by(book.milliseconds)
+    few = len(plan.space.alphabet) <= MOST_MEASURED_AHEAD
+    known: list[Quantity | None] = []
+    for axis in axes:
+        quantity = read_quantity_name(axis.name, list(plan.config.tasks))
+        source = quantity.kind.source
+        known.append(quantity if source == "exact" or (source == "measured" and few) else None)
 
-    plan: Plan
-    book: LatencyBook
-    axes: tuple[Axis, ...]
-    measured: dict[Layer, float] = field(default_factory=dict)
+    def costs(pattern: Layout) -> list[float | None]:
+        width = bounds.width_of(pattern)
+        return [None if one is None else prices.value(one, pattern, width) for one in known]
 
-    def of(self, pattern: Layout) -> list[float | None]:
-        """One value an axis, None for what only a trial can tell."""
-        return [None if self._is_learnt(axis.name) else self._sum(pattern, axis.name) for axis in self.axes]
-
-    def _is_learnt(self, name: str) -> bool:
-        return name == "quality" or (
-            name == "latency_ms" and len(self.plan.space.alphabet) > MOST_MEASURED_AHEAD
-        )
-
-    def _sum(self, pattern: Layout, cost: str) -> float:
-        weights = self.plan.space.weights
-        return sum(
-            weight * self._of(layer, cost) for weight, layer in zip(weights, pattern.layers, strict=True)
-        )
-
-    def _of(self, layer: Layer, cost: str) -> float:
-        if cost != "latency_ms":
-            return self.plan.space.prices[layer][cost]
-        if layer not in self.measured:
-            self.measured[layer] = self.book.layer(layer, self.plan.target).latency_ms
-        return self.measured[layer]
-
-
-def make_aim(plan: Plan, axes: tuple[Axis, ...], book: LatencyBook) -> Aim:
-    """What a search is after: its frozen axes, and all costs by themselves."""
-    return Aim(axes=axes, known=Costs(plan, book, axes).of)
+    # Without bounds of its own a study's rules are those of its space, which answers faster.
+    why_not = bounds.why_not if plan.rules.beyond_space else None
+    return Aim(axes=axes, known=costs, why_not=why_not)

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from search_space.constraint import read_constraints
+from nas.objectives import read_objectives
+from nas.rules import read_rules
 from search_space.entries import words_of
 from search_space.frame import DTYPE_BYTES, Frame
 from search_space.notation import nearest
@@ -266,24 +267,15 @@ def _put(mapping: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[st
 
 def check(config: Config) -> None:
     """What the types alone cannot see; raises ValueError."""
-    config.target.frame()
+    target = config.target.frame()
     if config.space.layers > config.target.depth:
         raise ValueError(
             f"space.layers = {config.space.layers} is more than target.depth = {config.target.depth}: "
             "a pattern is at most as deep as its network"
         )
-    read_constraints(config.space.constraints)
+    read_rules(config.space.constraints, config.tasks, target)
     assert config.target.dtype in DTYPE_BYTES
-    known = ("quality", "latency_ms", "kv_bytes", "params", "flops_prefill", "flops_decode")
-    for name in config.objectives:
-        if name not in known:
-            raise ValueError(f"no objective {name!r}{nearest(name, known)} (there are {', '.join(known)})")
-    distinct = set(config.objectives)
-    if len(distinct) != len(config.objectives) or "quality" not in distinct or len(distinct) < 2:
-        raise ValueError(
-            f"objectives {', '.join(config.objectives)} are not valid: "
-            "name quality and at least one cost, each of them once"
-        )
+    read_objectives(config.objectives, config.tasks, target)
 
 
 def meaning(config: Config) -> dict[str, Any]:

@@ -16,16 +16,25 @@ class Beaten:
 
     trial: TrialRecord
     by: TrialRecord
-    quality_gain: float
+    gains: dict[str, float]
+    """What the winner has more, by objective that training tells."""
     cost_ratios: dict[str, float]
-    """Winner over loser by objective: 0.5 is half the cost."""
+    """Winner over loser by cost: 0.5 is half of it."""
 
 
 def values_of(trial: TrialRecord, axes: Sequence[Axis]) -> list[float]:
     """A finished trial's objective values, in the order of the axes."""
-    result = trial.result
-    assert result is not None
-    return [result.quality if axis.name == "quality" else trial.costs[axis.name] for axis in axes]
+    values = []
+    for axis in axes:
+        value = trial.value(axis.name)
+        assert value is not None, f"trial {trial.number} has no {axis.name}"
+        values.append(value)
+    return values
+
+
+def trained_axis(axes: Sequence[Axis]) -> Axis | None:
+    """The first objective that training tells: the one that a front is sorted by and drawn upwards."""
+    return next((axis for axis in axes if not axis.log), None)
 
 
 def finished(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -42,10 +51,11 @@ def minimised(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> np.ndarray
 
 
 def front(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> list[TrialRecord]:
-    """The trials that no other one beats, best quality first."""
+    """The trials that no other one beats, the best in what training tells first."""
     done = finished(trials)
     chosen = [done[index] for index in pareto.front(minimised(done, axes))]
-    return sorted(chosen, key=lambda trial: (-(trial.result.quality if trial.result else 0.0), trial.number))
+    first = trained_axis(axes)
+    return sorted(chosen, key=lambda trial: (-((first and trial.value(first.name)) or 0.0), trial.number))
 
 
 def hypervolume(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> float:
@@ -57,11 +67,11 @@ def hypervolume(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> float:
     return float(pareto.hypervolume(pareto.losses(axes, values)))
 
 
-def row(trial: TrialRecord) -> dict[str, Any]:
-    """A trial of the front as JSON."""
+def row(trial: TrialRecord, axes: Sequence[Axis] = ()) -> dict[str, Any]:
+    """A trial of the front as JSON, with the values of axes that have no key of their own."""
     result = trial.result
     assert result is not None
-    return {
+    plain = {
         "trial": trial.number,
         "layout": trial.layout.text,
         "quality": result.quality,
@@ -71,6 +81,13 @@ def row(trial: TrialRecord) -> dict[str, Any]:
         "scores": dict(result.scores),
         "origin": trial.origin,
     }
+    further = [axis.name for axis in axes if axis.name not in plain and axis.name not in result.scores]
+    return plain | _width(trial) | {name: trial.value(name) for name in further}
+
+
+def _width(trial: TrialRecord) -> dict[str, Any]:
+    """The trial's own width, where it has one."""
+    return {"width": int(trial.costs["width"])} if "width" in trial.costs else {}
 
 
 def trial_row(trial: TrialRecord) -> dict[str, Any]:
@@ -93,7 +110,7 @@ def trial_row(trial: TrialRecord) -> dict[str, Any]:
         "worker_s": result.worker_s if result else None,
         "seed": result.seed if result else None,
         "why": trial.why,
-    }
+    } | _width(trial)
 
 
 def beaten(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> list[Beaten]:
@@ -112,11 +129,15 @@ def beaten(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> list[Beaten]:
                 Beaten(
                     trial=trial,
                     by=by,
-                    quality_gain=_quality(by) - _quality(trial),
+                    gains={
+                        axis.name: after - before
+                        for axis, after, before in _side_by_side(by, trial, axes)
+                        if not axis.log
+                    },
                     cost_ratios={
-                        axis.name: by.costs[axis.name] / trial.costs[axis.name]
-                        for axis in axes
-                        if axis.name != "quality"
+                        axis.name: after / before
+                        for axis, after, before in _side_by_side(by, trial, axes)
+                        if axis.log and before
                     },
                 )
             )
@@ -130,5 +151,7 @@ def _gain(winner: TrialRecord, loser: TrialRecord, axes: Sequence[Axis]) -> floa
     return float((worse - better).sum())
 
 
-def _quality(trial: TrialRecord) -> float:
-    return trial.result.quality if trial.result else 0.0
+def _side_by_side(
+    winner: TrialRecord, loser: TrialRecord, axes: Sequence[Axis]
+) -> list[tuple[Axis, float, float]]:
+    return list(zip(axes, values_of(winner, axes), values_of(loser, axes), strict=True))

@@ -1,11 +1,15 @@
 """A configuration made concrete: frames, space, budget, starting layouts. Nothing is trained or written here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from nas.bounds import Bounds
 from nas.config import Config, check, hash_of
-from search_space.constraint import read_constraints
+from nas.letters import Latency, Letters
+from nas.objectives import Objective, Quantity, read_objectives
+from nas.rules import Rules, read_rules
+from nas.widths import Widths, make_widths
 from search_space.entries import make_channels, make_entries
 from search_space.frame import Frame
 from search_space.layout import Layer, Layout
@@ -40,11 +44,37 @@ class Plan:
     starts: tuple[Start, ...]
     data: Mapping[str, Any]
     """Source and SHA-256 of the text, if a task reads text."""
+    objectives: tuple[Objective, ...]
+    rules: Rules
+    letters: Letters
+    widths: Widths | None
+    """Where every layout has a width of its own."""
+
+    def bounds(self, latency: Latency | None = None) -> Bounds:
+        """The rules as one question; without latencies those of the rules that are exact."""
+        return Bounds(
+            space=self.space, rules=self.rules, letters=self.letters_by(latency), widths=self.widths
+        )
+
+    def letters_by(self, latency: Latency | None) -> Letters:
+        """The prices of layers, with latencies from there."""
+        return replace(self.letters, latency=latency, times={})
+
+    def target_of(self, layout: Layout) -> Frame:
+        """The frame that a layout is priced in and shrunk from: the target, at the layout's own width if it has one."""
+        return self.target if self.widths is None else self.letters.frame(self.widths.width_of(layout))
+
+    @property
+    def quantities(self) -> tuple[Quantity, ...]:
+        """What must be known of a layout's costs: what objectives and bounds name."""
+        named = [objective.quantity for objective in self.objectives]
+        named += [limit.quantity for limit in self.rules.limits]
+        return tuple(dict.fromkeys(one for one in named if one.kind.source != "training"))
 
     def job(self, layout: Layout) -> Job:
         """The evaluation of a pattern at the proxy frame."""
         return Job(
-            layers=tuple(shrink_layout(layout, self.target, self.proxy).to_json()),
+            layers=tuple(shrink_layout(layout, self.target_of(layout), self.proxy).to_json()),
             frame=self.proxy,
             budget=self.budget,
             seed=self.config.seed,
@@ -82,30 +112,38 @@ def make_plan(config: Config) -> Plan:
         check_device(device)
     target = config.target.frame()
     proxy = proxy_frame(config)
+    rules = read_rules(config.space.constraints, config.tasks, target)
     space = Space(
         layers=config.space.layers,
         entries=make_entries(config.space.mixers, config.space.settings, target),
         channels=make_channels(config.space.channels),
         sharing=config.space.sharing,
-        constraints=read_constraints(config.space.constraints),
+        constraints=rules.of_space,
         frame=target,
         fill=config.target.fill,
     )
+    letters = Letters(target=target, fill=config.target.fill)
+    widths = make_widths(rules.params, letters, space.alphabet, space.layers) if rules.params else None
+    Bounds(space=space, rules=rules, letters=letters, widths=widths).check()
     size = space.size()
     if size.count == 0:
-        rules = ", ".join(config.space.constraints)
+        texts = ", ".join(config.space.constraints)
         raise ValueError(
-            f"the space is empty: no pattern of {space.layers} layers keeps {rules}; loosen one of them"
+            f"the space is empty: no pattern of {space.layers} layers keeps {texts}; loosen one of them"
         )
     return Plan(
         config=config,
         target=target,
         proxy=proxy,
         space=space,
-        size=size,
+        size=replace(size, exact=False) if rules.beyond_space else size,
         budget=make_budget(config),
         starts=tuple(_starts(space)),
         data=_data(config),
+        objectives=read_objectives(config.objectives, config.tasks, target),
+        rules=rules,
+        letters=letters,
+        widths=widths,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nas.objectives import Quantity
 from nas.plan import Plan
 from search_space.cost import at_depth, cache_bytes, frames_of, layer_cost, layout_cost
 from search_space.frame import Frame
@@ -34,6 +35,10 @@ class LatencyBook:
         return self._look_up(
             str(layer), frame, phase, False, lambda: measure_layer(layer, frame, phase, device=self.device)
         )
+
+    def milliseconds(self, layer: Layer, frame: Frame, phase: Phase = "decode") -> float:
+        """A layer's latency as a number alone; raises ValueError as `layer`."""
+        return self.layer(layer, frame, phase).latency_ms
 
     def network(self, network: Layout, frame: Frame, phase: Phase = "decode") -> LatencyRecord:
         """A whole network's latency, run end to end; raises ValueError if the machine is too small for it."""
@@ -115,10 +120,14 @@ class Price:
 
 
 def price(plan: Plan, pattern: Layout, book: LatencyBook) -> Price:
-    """Exact costs of the target network that a pattern stands for; latency is the sum over its layers."""
-    network = at_depth(pattern, plan.target, plan.config.target.fill)
-    exact = layout_cost(network, plan.target)
-    latency = {layer: book.layer(layer, plan.target).latency_ms for layer in dict.fromkeys(pattern.layers)}
+    """Exact costs of the target network that a pattern stands for; latency is the sum over its layers.
+
+    Further quantities that objectives or bounds name stand beside by their names, and a width if it is the pattern's own.
+    """
+    target = plan.target_of(pattern)
+    network = at_depth(pattern, target, plan.config.target.fill)
+    exact = layout_cost(network, target)
+    latency = {layer: book.milliseconds(layer, target) for layer in dict.fromkeys(pattern.layers)}
     costs: dict[str, float] = {
         "params": exact.params,
         "active_params": exact.active_params,
@@ -130,9 +139,15 @@ def price(plan: Plan, pattern: Layout, book: LatencyBook) -> Price:
         "latency_ms": sum(latency[layer] for layer in network.layers),
     }
     for context in plan.config.target.contexts:
-        costs[f"kv_bytes@{context}"] = cache_bytes(network, plan.target, context)
+        costs[f"kv_bytes@{context}"] = cache_bytes(network, target, context)
+    letters = plan.letters_by(book.milliseconds)
+    for quantity in (*plan.quantities, Quantity(base="tokens_per_s")):
+        if quantity.name not in costs:
+            costs[quantity.name] = letters.value(quantity, pattern, target.width)
+    if plan.widths is not None:
+        costs["width"] = target.width
     by_layer = []
-    for layer, frame in zip(pattern.layers, frames_of(pattern, plan.target), strict=True):
+    for layer, frame in zip(pattern.layers, frames_of(pattern, target), strict=True):
         own = layer_cost(layer, frame)
         by_layer.append(
             {"params": float(own.params), "kv_bytes": float(own.stored_bytes), "latency_ms": latency[layer]}

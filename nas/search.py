@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Protocol
 
+from nas.bounds import Bounds
 from nas.errors import Refused
 from nas.front import front, hypervolume, values_of
 from nas.plan import Plan
@@ -83,6 +84,11 @@ class Search:
     skipped: int = 0
     stop_asked: bool = False
     stopped: bool = False
+    given_bounds: Bounds | None = None
+    """The plan's rules with what was measured of them already; made of plan and book if left out."""
+
+    def __post_init__(self) -> None:
+        self.bounds = self.given_bounds or self.plan.bounds(self.book.milliseconds)
 
     def run(self) -> Ending:
         """Go on until the study has as many trials as the configuration asks for, or the person stops it."""
@@ -102,7 +108,11 @@ class Search:
         self.store.requeue_running(self.study)
         self._remember()
         waiting = [trial.number for trial in self.trials.values() if trial.state == "waiting"]
-        starts = [start for start in self.plan.starts if not self._known(start.layout)]
+        starts = [
+            start
+            for start in self.plan.starts
+            if not self._known(start.layout) and self.bounds.why_not(start.layout) is None
+        ]
         exhausted = False
         while True:
             while len(self.running) < self.pool.capacity and not self.stop_asked:
@@ -147,7 +157,7 @@ class Search:
         number = len(self.trials)
         for attempt in range(MOST_ASKED):
             proposal = self.sampler.ask(number, attempt)
-            why = self.plan.space.why_not(proposal.layout)
+            why = self.bounds.why_not(proposal.layout)
             if why is None and not self._known(proposal.layout):
                 return proposal
             self.sampler.tell(proposal.token, None)
@@ -163,16 +173,16 @@ class Search:
         if self.plan.size.exact and inside >= self.plan.size.count:
             return None
         rng = random.Random(f"{self.plan.config.seed}/{number}")
-        for _ in range(MOST_DRAWN):
-            layout = space.sample(rng)
-            if not self._known(layout):
-                params = space.params_of(layout) or {}
-                return Proposal(
-                    layout=layout,
-                    params=params,
-                    token=self.sampler.learn(Known(params=params, attrs={}, values=None)),
-                )
-        return None
+        if self.plan.rules.beyond_space:
+            layout = self.bounds.sample(rng, self._known)
+        else:
+            drawn = (space.sample(rng) for _ in range(MOST_DRAWN))
+            layout = next((one for one in drawn if not self._known(one)), None)
+        if layout is None:
+            return None
+        params = space.params_of(layout) or {}
+        token = self.sampler.learn(Known(params=params, attrs={}, values=None))
+        return Proposal(layout=layout, params=params, token=token)
 
     def _open(self, proposal: Proposal, origin: str) -> None:
         """Price a proposal, write it down, and run it unless its result is known already."""
@@ -258,10 +268,12 @@ class Search:
         for trial in front(list(self.trials.values()), self.study.axes):
             if "latency_ms_whole" in trial.costs or self.stop_asked:
                 continue
-            network = at_depth(from_json(trial.layout.layers), self.plan.target, self.plan.config.target.fill)
+            layout = from_json(trial.layout.layers)
+            target = self.plan.target_of(layout)
+            network = at_depth(layout, target, self.plan.config.target.fill)
             self.watcher.note(f"measuring trial {trial.number} end to end: {trial.layout.text}")
             try:
-                whole = self.book.network(network, self.plan.target)
+                whole = self.book.network(network, target)
             except ValueError as error:
                 self.watcher.note(f"trial {trial.number} is not checked end to end: {error}")
                 continue

@@ -106,6 +106,15 @@ class TrialRecord:
         """The result at the highest rung, if the trial has one."""
         return max(self.results, key=lambda r: r.rung, default=None)
 
+    def value(self, name: str) -> float | None:
+        """What the trial has under an objective's name: its quality, a cost of its layout, or its score in a task."""
+        result = self.result
+        if name == "quality":
+            return None if result is None else result.quality
+        if name in self.costs:
+            return self.costs[name]
+        return None if result is None else result.scores.get(name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyRecord:

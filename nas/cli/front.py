@@ -1,25 +1,44 @@
 """`nas front`: the layouts that nothing in the study beats."""
 
+from typing import Annotated
+
+import typer
+
 from nas.cli.options import JsonOption, StorageOption, StudyOption
 
 NAME = "front"
 
 
-def command(study: StudyOption = None, storage: StorageOption = None, json: JsonOption = False) -> int:
+def command(
+    study: StudyOption = None,
+    storage: StorageOption = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Draw the front by these instead, such as mqar,kv_bytes@128k, as far as stored.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> int:
     """Show a study's Pareto front."""
     from nas.cli.output import console, print_json, say
-    from nas.cli.session import show_front
-    from nas.errors import EXIT_NOTHING
+    from nas.cli.session import drawn_axes, show_front
+    from nas.errors import EXIT_NOTHING, reading_input
     from nas.front import front, row
     from nas.open_study import open_study
 
     with open_study(storage, study) as (store, record):
         trials = store.trials(record)
-    best = front(trials, record.axes)
+    axes = record.axes
+    if objectives is not None:
+        with reading_input():
+            axes = drawn_axes(objectives, record, trials)
+    best = front(trials, axes)
     if json:
-        print_json([row(trial) for trial in best])
+        print_json([row(trial, axes) for trial in best])
     else:
-        show_front(trials, record, console())
+        show_front(trials, record, console(), axes)
     if not best:
         say(f"study {record.name!r} has no finished trial yet")
         return EXIT_NOTHING

@@ -10,7 +10,7 @@ from rich.text import Text
 from dashboards import quantities
 from nas.front import Beaten
 from search_space.family import FAMILIES, UNKNOWN_FAMILY, Family
-from storage.records import TrialRecord
+from storage.records import Axis, TrialRecord
 
 SCATTER_WIDTH, SCATTER_HEIGHT = 64, 9
 
@@ -49,8 +49,12 @@ def front_table(
     families: Mapping[str, str],
     contexts: Sequence[int],
     letters: Sequence[str],
+    axes: Sequence[Axis] = (),
 ) -> Table:
-    """The front, one row a layout; letters are the marks of the scatter below."""
+    """The front, one row a layout; letters are the marks of the scatter below. Axes without a column get one."""
+    shown = {"quality", "latency_ms", "params", *(f"kv_bytes@{context}" for context in contexts)}
+    further = [axis for axis in axes if axis.name not in shown and axis.name != "kv_bytes"]
+    own_width = any("width" in trial.costs for trial in trials)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
     table.add_column("trial", justify="right")
@@ -60,7 +64,11 @@ def front_table(
     table.add_column("decode", justify="right")
     for context in contexts:
         table.add_column(f"cache {quantities.tokens(context)}", justify="right")
+    for axis in further:
+        table.add_column(quantities.title(axis.name), justify="right")
     table.add_column("params", justify="right")
+    if own_width:
+        table.add_column("width", justify="right")
     table.add_column("origin")
     for trial, letter in zip(trials, letters, strict=True):
         table.add_row(
@@ -71,7 +79,9 @@ def front_table(
             f"{trial.result.quality:.3f}" if trial.result else "",
             quantities.milliseconds(trial.costs["latency_ms"]),
             *(quantities.size(trial.costs[f"kv_bytes@{context}"]) for context in contexts),
+            *(quantities.value(axis.name, trial.value(axis.name), axis.unit) for axis in further),
             quantities.count(trial.costs["params"]),
+            *([f"{trial.costs['width']:.0f}" if "width" in trial.costs else ""] if own_width else []),
             trial.origin,
         )
     return table
@@ -84,41 +94,40 @@ def front_letters(count: int) -> list[str]:
 
 
 def scatter(
-    trials: Sequence[TrialRecord], others: Sequence[TrialRecord], letters: Sequence[str], cost: str
+    trials: Sequence[TrialRecord],
+    others: Sequence[TrialRecord],
+    letters: Sequence[str],
+    cost: str,
+    up: str = "quality",
 ) -> str:
-    """Quality upwards against a cost by its logarithm; letters are the front, dots the rest.
+    """A score upwards against a cost by its logarithm; letters are the front, dots the rest.
 
     A cost of nought has no logarithm, and stands at the left edge, a factor of two below the least that is paid.
     """
-    shown = [trial for trial in [*trials, *others] if trial.result]
+    values = [(trial.value(cost), trial.value(up)) for trial in [*trials, *others]]
+    marks = [*letters, *["·"] * len(others)]
+    shown = [
+        (x, y, mark) for (x, y), mark in zip(values, marks, strict=True) if x is not None and y is not None
+    ]
     if len(shown) < 2:
         return ""
-    free = min((trial.costs[cost] for trial in shown if trial.costs[cost] > 0), default=2.0) / 2
-    costs = [math.log10(trial.costs[cost] or free) for trial in shown]
-    qualities = [trial.result.quality for trial in shown if trial.result]
-    low, high = min(costs), max(costs)
-    worst, best = min(qualities), max(qualities)
+    free = min((x for x, _, _ in shown if x > 0), default=2.0) / 2
+    places = [math.log10(x or free) for x, _, _ in shown]
+    low, high = min(places), max(places)
+    worst, best = min(y for _, y, _ in shown), max(y for _, y, _ in shown)
     grid = [[" "] * SCATTER_WIDTH for _ in range(SCATTER_HEIGHT)]
-    marks = [*letters, *["·"] * len(others)]
     # The front is drawn last, so that no dot hides a letter.
-    for place, quality, mark in reversed(list(zip(costs, qualities, marks, strict=True))):
+    for place, (_, value, mark) in reversed(list(zip(places, shown, strict=True))):
         column = round((place - low) / ((high - low) or 1) * (SCATTER_WIDTH - 1))
-        line = round((best - quality) / ((best - worst) or 1) * (SCATTER_HEIGHT - 1))
+        line = round((best - value) / ((best - worst) or 1) * (SCATTER_HEIGHT - 1))
         grid[line][column] = mark
-    lines = ["  quality"]
+    lines = [f"  {up}"]
     for index, cells in enumerate(grid):
         value = best - (best - worst) * index / (SCATTER_HEIGHT - 1)
         label = f"{value:.2f} ┤" if index % 4 == 0 else "     │"
         lines.append(f"  {label}{''.join(cells).rstrip()}")
-    show = (
-        quantities.milliseconds
-        if cost == "latency_ms"
-        else quantities.size
-        if cost.startswith("kv_bytes")
-        else quantities.count
-    )
-    left = show(0 if any(not trial.costs[cost] for trial in shown) else 10**low)
-    right = show(10**high)
+    left = quantities.value(cost, 0 if any(not x for x, _, _ in shown) else 10**low)
+    right = quantities.value(cost, 10**high)
     lines.append(f"       └{'─' * SCATTER_WIDTH}")
     lines.append(
         f"        {left}{' ' * max(1, SCATTER_WIDTH - len(left) - len(right))}{right}  {cost}, log scale"
@@ -130,7 +139,7 @@ def beaten_lines(items: Sequence[Beaten]) -> list[str]:
     """`4*mamba2 (uniform) by "kda window" (quality +.05, kv_bytes −22 %)`, one a line."""
     lines = []
     for item in items:
-        changes = [f"quality {item.quality_gain:+.3f}"]
+        changes = [f"{name} {gain:+.3f}" for name, gain in item.gains.items()]
         changes += [f"{name} {(ratio - 1) * 100:+.0f} %" for name, ratio in item.cost_ratios.items()]
         lines.append(
             f'{item.trial.layout.text} ({item.trial.origin}) by "{item.by.layout.text}" ({", ".join(changes)})'

@@ -42,7 +42,15 @@ def command(
     constraint: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="RULE", help="full>=1, attention<=2, full not first, kv_bytes<=64MiB. May be repeated."
+            metavar="RULE",
+            help="full>=1, full not first, kv_bytes<=64MiB, latency_ms<=12, params=1.3B+-5%. May be repeated.",
+        ),
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="quality, a task, latency_ms, tokens_per_s, kv_bytes@128k, params, … May be repeated.",
         ),
     ] = None,
     config: ConfigOption = None,
@@ -72,6 +80,7 @@ def command(
         else str(data)
         if str(data) == "stdlib"
         else str(data.expanduser().absolute()),
+        "objectives": tuple(objective) if objective else None,
         "pool": pool,
         "ray_address": ray_address,
         "space": {"mixers": words(space), "constraints": tuple(constraint) if constraint else None},

@@ -1,30 +1,31 @@
 """One `nas search` from the first line to the last: open, announce, search, tell what was found and what comes next."""
 
 import random
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
 from dashboards import quantities
-from nas.aim import MOST_MEASURED_AHEAD, make_aim
+from nas.aim import make_aim
+from nas.axes import make_axes, measure_ahead, redrawn
+from nas.bounds import Bounds
 from nas.cli.output import console, print_json, say
 from nas.cli.picture import beaten_lines, front_letters, front_table, legend, scatter
 from nas.cli.progress import ProgressWatcher
 from nas.config import Config, differences, hash_of, meaning, resolve
 from nas.errors import EXIT_INTERRUPTED, EXIT_NOTHING, Refused, reading_input
-from nas.front import beaten, finished, front, hypervolume, row
+from nas.front import beaten, finished, front, hypervolume, row, trained_axis
 from nas.plan import Plan, families, make_plan
 from nas.prices import LatencyBook, open_machine_table
 from nas.samplers.registry import check_sampler, make_sampler
 from nas.search import Ending, Search
 from nas.workers.inline import InlinePool
 from nas.workers.pool import Pool, probe_job
-from search_space.cost import costs_by_name
-from search_space.layout import Layer
 from storage.records import Axis, StudyRecord, TrialRecord
 from storage.store import Store
 from trainers.measure import device_name
@@ -54,9 +55,11 @@ def run_search(given: Mapping[str, Any], *, json_output: bool) -> int:
         machine = open_machine_table(config.latency_cache, say)
         with closing(machine) if machine else nullcontext():
             book = LatencyBook(store=store, machine=machine, device=config.target.device, warn=say)
+            with reading_input():
+                plan, bounds = _bounded(plan, book)
             _announce(plan, store, known, out)
             with reading_input():
-                axes = known.axes if known else _axes(plan, book)
+                axes = known.axes if known else make_axes(plan, book, say)
             study = known or store.create_study(
                 name=config.study,
                 config=_stored(plan),
@@ -64,7 +67,7 @@ def run_search(given: Mapping[str, Any], *, json_output: bool) -> int:
                 axes=axes,
                 families=families(),
             )
-            ending = _search(plan, store, study, book, out)
+            ending = _search(plan, store, study, book, bounds, out)
         trials = store.trials(study)
         _tell(plan, store, study, trials, ending, json_output=json_output)
         if ending.interrupted:
@@ -98,6 +101,24 @@ def _check_same(known: StudyRecord | None, wanted: Mapping[str, Any]) -> None:
         )
 
 
+def _bounded(plan: Plan, book: LatencyBook) -> tuple[Plan, Bounds]:
+    """The plan without the starts that break a bound, and its bounds; ValueError if nothing keeps them."""
+    bounds = plan.bounds(book.milliseconds)
+    if not plan.rules.beyond_space:
+        return plan, bounds
+    if bounds.measurable:
+        measure_ahead(book, [([layer], frame, phase) for layer, frame, phase in bounds.to_measure()], say)
+    bounds.check()
+    kept = []
+    for start in plan.starts:
+        why = bounds.why_not(start.layout)
+        if why is None:
+            kept.append(start)
+        else:
+            say(f"not tried: {start.layout} ({start.origin}), whose {why}")
+    return replace(plan, starts=tuple(kept)), bounds
+
+
 def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console) -> None:
     """What will be done, where it goes, and about how long it takes."""
     config, size = plan.config, plan.size
@@ -118,8 +139,10 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
         f"batch {config.target.batch} · {config.target.dtype}      "
         f"proxy  width {config.proxy.width} · length {config.proxy.length}",
         f"quality  {tasks}{corpus}",
-        f"cost     latency of one decode step (this machine), cache at {quantities.tokens(config.target.context)}",
+        f"front    {_toward(plan)}",
     ]
+    if plan.rules.limits or plan.rules.params:
+        lines.append(f"bounds   {_bound_words(plan)}")
     already = sum(done.values())
     if already:
         lines.append(f"goes on  {already} trials are there, {max(0, config.trials - already)} to come")
@@ -137,55 +160,33 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
         say(f"about {quantities.duration(seconds)}. Ctrl-C stops cleanly; the same command goes on.")
 
 
+def _toward(plan: Plan) -> str:
+    """The objectives in words, the better way first."""
+    words = [
+        f"{'highest' if objective.maximise else 'lowest'} "
+        f"{quantities.title(objective.quantity.name, plan.config.target.context)}"
+        for objective in plan.objectives
+    ]
+    measured = any(objective.quantity.kind.source == "measured" for objective in plan.objectives)
+    return " · ".join(words) + (" (latency on this machine)" if measured else "")
+
+
+def _bound_words(plan: Plan) -> str:
+    """The bounds as they were written, and which widths they lead to."""
+    words = [limit.text for limit in plan.rules.limits]
+    if plan.widths is not None:
+        widths = plan.widths.among(plan.space.alphabet)
+        words.append(
+            f"{plan.widths.rule.text}, each layout at its own width: {widths[0]} to {widths[-1]} in steps of "
+            f"{plan.widths.step}, at most {len(widths) * len(plan.space.alphabet)} latencies measured as they come up"
+        )
+    return " · ".join(words)
+
+
 def _seconds_a_trial(plan: Plan) -> float:
     """A guess from a few real training steps of the first and the last layout that will be tried unasked."""
     layouts = [start.layout for start in plan.starts] or [plan.space.sample(random.Random(plan.config.seed))]
     return sum(probe_job(plan.job(layout)) for layout in (layouts[0], layouts[-1])) / 2
-
-
-def _axes(plan: Plan, book: LatencyBook) -> tuple[Axis, ...]:
-    """The frozen scale of a study's objectives: from the cheapest layer at every depth to the dearest one.
-
-    Raises:
-        ValueError: a layer cannot be measured on this machine.
-    """
-    letters = dict.fromkeys(layer for start in plan.starts for layer in start.layout.layers)
-    if len(plan.space.alphabet) <= MOST_MEASURED_AHEAD or not letters:
-        letters |= dict.fromkeys(islice(plan.space.alphabet, MOST_MEASURED_AHEAD))
-    costs = {layer: costs_by_name(layer, plan.target) for layer in letters}
-    if "latency_ms" in plan.config.objectives:
-        _measure_ahead(plan, list(letters), book, costs)
-    axes = []
-    for name in plan.config.objectives:
-        if name == "quality":
-            axes.append(Axis(name=name, maximise=True, low=0.0, high=1.0, log=False))
-            continue
-        low, high = cost_span([cost[name] for cost in costs.values()], plan.space.weights)
-        unit = {"latency_ms": "ms", "kv_bytes": "bytes"}.get(name, "")
-        # A quarter of room on both sides, so that the dearest layout still counts for something.
-        axes.append(Axis(name=name, maximise=False, low=low / 1.25, high=high * 1.25, log=True, unit=unit))
-    return tuple(axes)
-
-
-def cost_span(prices: Sequence[float], weights: Sequence[int]) -> tuple[float, float]:
-    """The least and the most above nothing that a network of such layers costs; 1 for both where all are free.
-
-    Where a layer is free, as one that only gates what another keeps, the rarest position may be the only one to cost.
-    """
-    paid = [price for price in prices if price > 0]
-    if not paid:
-        return 1.0, 1.0
-    return min(paid) * (min(weights) if len(paid) < len(prices) else sum(weights)), max(paid) * sum(weights)
-
-
-def _measure_ahead(
-    plan: Plan, letters: list[Layer], book: LatencyBook, costs: dict[Layer, dict[str, float]]
-) -> None:
-    unknown = book.unknown(letters, plan.target)
-    if unknown:
-        say(f"measuring the decode latency of {len(unknown)} layers at the target, once for this machine …")
-    for layer in letters:
-        costs[layer]["latency_ms"] = book.layer(layer, plan.target).latency_ms
 
 
 def _inline(config: Config) -> bool:
@@ -194,7 +195,9 @@ def _inline(config: Config) -> bool:
     return config.pool == "inline"
 
 
-def _search(plan: Plan, store: Store, study: StudyRecord, book: LatencyBook, out: Console) -> Ending:
+def _search(
+    plan: Plan, store: Store, study: StudyRecord, book: LatencyBook, bounds: Bounds, out: Console
+) -> Ending:
     config = plan.config
     there = store.counts(study)
     ended = sum(there[state] for state in ("done", "pruned", "unfit", "lost"))
@@ -203,12 +206,19 @@ def _search(plan: Plan, store: Store, study: StudyRecord, book: LatencyBook, out
         say(f"the study has its {config.trials} trials; nothing is left to train")
         return Ending(interrupted=False, exhausted=False, skipped=0)
     with reading_input():
-        sampler = make_sampler(config.sampler, plan.space, make_aim(plan, study.axes, book), seed=config.seed)
+        sampler = make_sampler(config.sampler, plan.space, make_aim(plan, study.axes, book, bounds), seed=config.seed)
     pool = _make_pool(config)
     try:
         with ProgressWatcher(out, total=max(config.trials, ended + waiting), done=ended) as watcher:
             search = Search(
-                plan=plan, store=store, study=study, pool=pool, sampler=sampler, book=book, watcher=watcher
+                plan=plan,
+                store=store,
+                study=study,
+                pool=pool,
+                sampler=sampler,
+                book=book,
+                watcher=watcher,
+                given_bounds=bounds,
             )
             return search.run()
     finally:
@@ -242,13 +252,16 @@ def _tell(
                 "storage": store.shown_url,
                 "trials": store.counts(study),
                 "hypervolume": volume,
-                "front": [row(trial) for trial in best],
+                "front": [row(trial, study.axes) for trial in best],
             }
         )
     else:
         show_front(trials, study, console())
     if ending.exhausted:
-        say(f"every layout of the space has been tried: {plan.size.count}")
+        if plan.rules.beyond_space:
+            say(f"no further layout that keeps the bounds was found: {len(trials)} trials")
+        else:
+            say(f"every layout of the space has been tried: {plan.size.count}")
     if ending.skipped:
         say(f"{ending.skipped} proposals were skipped before training: they break a constraint")
     where = f"--study {shlex.quote(study.name)} --storage {shlex.quote(store.shown_url)}"
@@ -264,22 +277,34 @@ def _tell(
         say(f"       nas search {where} --trials {max(64, 2 * len(trials))}")
 
 
-def show_front(trials: list[TrialRecord], study: StudyRecord, out: Console) -> None:
-    """Print the front as a table with its strips, a scatter, and what it beats."""
-    best = front(trials, study.axes)
+def drawn_axes(names: str, study: StudyRecord, trials: list[TrialRecord]) -> tuple[Axis, ...]:
+    """Axes by other names, commas between them, for a study that is there; ValueError if one has no stored values."""
+    config = _with_study(Config(), {}, study)
+    # A comma within brackets belongs to its name.
+    texts = [text for text in re.split(r",(?![^\[]*\])", names) if text.strip()]
+    return redrawn(texts, study.axes, list(config.tasks), config.target.frame(), finished(trials))
+
+
+def show_front(
+    trials: list[TrialRecord], study: StudyRecord, out: Console, drawn: Sequence[Axis] | None = None
+) -> None:
+    """Print the front as a table with its strips, a scatter, and what it beats; on other axes if some are given."""
+    axes = drawn or study.axes
+    best = front(trials, axes)
     done = finished(trials)
     if not best:
         return
     letters = front_letters(len(best))
     contexts = sorted(int(name.partition("@")[2]) for name in best[0].costs if name.startswith("kv_bytes@"))
-    out.print(f"\nFront ({len(best)} of {len(done)}; hypervolume {hypervolume(trials, study.axes):.3f})")
-    out.print(front_table(best, study.families, contexts, letters))
+    out.print(f"\nFront ({len(best)} of {len(done)}; hypervolume {hypervolume(trials, axes):.3f})")
+    out.print(front_table(best, study.families, contexts, letters, axes))
     out.print(legend(best, study.families))
-    cost = next((axis.name for axis in reversed(study.axes) if axis.name != "quality"), None)
-    if cost is not None:
+    across = next((axis for axis in reversed(axes) if axis.log), None)
+    up = trained_axis(axes)
+    if across is not None and up is not None:
         others = [trial for trial in done if trial not in best]
-        out.print(scatter(best, others, letters, cost), markup=False, highlight=False)
-    lines = beaten_lines(beaten(trials, study.axes))
+        out.print(scatter(best, others, letters, across.name, up.name), markup=False, highlight=False)
+    lines = beaten_lines(beaten(trials, axes))
     if lines:
         out.print("\nBeaten:")
         for line in lines:

@@ -14,7 +14,9 @@ def command(
     space: SpaceOption = None,
     constraint: Annotated[
         list[str] | None,
-        typer.Option(metavar="RULE", help="full>=1, full not first, kv_bytes<=64MiB. May be repeated."),
+        typer.Option(
+            metavar="RULE", help="full>=1, full not first, kv_bytes<=64MiB, params=1.3B+-5%. May be repeated."
+        ),
     ] = None,
     draw: Annotated[int, typer.Option(min=0, help="Print so many random layouts.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random layouts.")] = 0,

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from nas.cli.picture import scatter
-from nas.cli.session import cost_span
+from nas.axes import cost_span
 from nas.front import beaten, finished, front, hypervolume, row, trial_row, values_of
 from storage.records import Axis, LayoutRecord, ResultRecord, State, TrialRecord
 
@@ -99,7 +99,7 @@ def test_only_known_layouts_off_the_front_are_beaten_and_by_the_front(crowd: lis
         assert item.by in best
         assert beats(losses(item.by), losses(item.trial))
         loser, winner = values_of(item.trial, AXES), values_of(item.by, AXES)
-        assert item.quality_gain == pytest.approx(winner[0] - loser[0])
+        assert item.gains == pytest.approx({"quality": winner[0] - loser[0]})
         assert item.cost_ratios == pytest.approx(
             {"latency_ms": winner[1] / loser[1], "kv_bytes": winner[2] / loser[2]}
         )
