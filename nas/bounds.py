@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from dashboards import quantities
 from nas.letters import Letters
 from nas.objectives import Phase, Quantity, write_amount
 from nas.reach import Reach
@@ -188,7 +189,7 @@ class Bounds:
 
     def check(self) -> None:
         """Raise ValueError if no layout of the space keeps all rules, with the nearest value that one reaches."""
-        if not self.rules.limits and self.rules.params is None:
+        if not self._columns and not self._window:
             return
         reaches = [self._reach(width, self._columns) for width in self._all_widths]
         if any(reach.keeps() for reach in reaches):
@@ -222,7 +223,7 @@ class Bounds:
         _, params, width = min(found)
         off = 100 * abs(params / wanted.count - 1)
         return (
-            f"{wanted.text}: no layout of the space comes nearer than {params / 1e6:,.1f}M parameters, at width {width}: "
+            f"{wanted.text}: no layout of the space comes nearer than {quantities.count(params)}, at width {width}: "
             f"allow {math.ceil(10 * off) / 10:g} %, or another number"
         )
 

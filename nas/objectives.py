@@ -242,7 +242,7 @@ _SCALE = {
     },
     "ms": {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3},
     "tokens/s": {"": 1.0, "k": 1e3, "tokens/s": 1.0},
-    "": {"": 1.0, "k": 1024.0, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12},
+    "": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12},
 }  # fmt: skip
 _EXAMPLES = {"bytes": "64MiB", "ms": "12ms or 1.5s", "tokens/s": "200", "": "1.3B or 350M"}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*([A-Za-zµ/]*)")
@@ -272,4 +272,5 @@ def write_amount(value: float, quantity: Quantity, *, up: bool) -> str:
     whole = value / scale * 10**places
     # A hair of room: a sum in another order may differ in its last bit.
     rounded = math.ceil(whole * (1 - 1e-12)) if up else math.floor(whole * (1 + 1e-12))
-    return f"{rounded / 10**places:.{places}f}{name}"
+    text = f"{rounded / 10**places:.{places}f}"
+    return (text.rstrip("0").rstrip(".") if places else text) + name

@@ -123,7 +123,7 @@ def make_plan(config: Config) -> Plan:
         fill=config.target.fill,
     )
     letters = Letters(target=target, fill=config.target.fill)
-    widths = make_widths(rules.params, letters, space.alphabet, space.layers) if rules.params else None
+    widths = make_widths(rules.params, letters, space.alphabet, space.weights) if rules.params else None
     Bounds(space=space, rules=rules, letters=letters, widths=widths).check()
     size = space.size()
     if size.count == 0:

@@ -41,6 +41,8 @@ class Reach:
         weights: Sequence[int],
     ) -> None:
         self.letters, self.owners, self.variants, self.shared = list(letters), owners, variants, shared
+        if not most:
+            raise ValueError("no column to reach for: leave such questions to the space")
         self.prices = np.asarray(prices, dtype=np.float64).reshape(len(self.letters), len(most))
         bounds = np.array(most, dtype=np.float64)
         # A hair of room: sums in another order may differ in their last bits, and the exact ones are asked afterwards.
@@ -117,8 +119,6 @@ class Reach:
 
 
 def _unbeaten(sums: Numbers) -> Numbers:
-    if sums.shape[1] == 0:
-        return sums[:1]
     different = np.unique(sums, axis=0)
     kept: Numbers = different[pareto.front(different)]
     return kept

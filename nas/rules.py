@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from dashboards import quantities
 from nas.objectives import KINDS, Quantity, read_amount, read_quantity_name, write_amount
 from search_space.constraint import BOUNDED, Bound, Constraint, families, read_constraint
 from search_space.frame import Frame
@@ -56,8 +57,8 @@ class Params:
             return None
         off = 100 * (params / self.count - 1)
         return (
-            f"params is {params / 1e6:,.1f}M at width {width}, the nearest that fits: {off:+.1f} % off, "
-            f"{100 * self.tolerance:g} % are allowed"
+            f"params is {quantities.count(params)} at width {width}, the nearest that fits: {off:+.2g} % off "
+            f"{quantities.count(self.count)}, {100 * self.tolerance:g} % are allowed"
         )
 
 

@@ -173,7 +173,7 @@ class Search:
         if self.plan.size.exact and inside >= self.plan.size.count:
             return None
         rng = random.Random(f"{self.plan.config.seed}/{number}")
-        if self.plan.rules.beyond_space:
+        if self.plan.rules.limits or self.plan.widths is not None:
             layout = self.bounds.sample(rng, self._known)
         else:
             drawn = (space.sample(rng) for _ in range(MOST_DRAWN))

@@ -1,10 +1,10 @@
 """A width for every layout: the one at which its network comes nearest to a number of parameters."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from nas.letters import Letters
+from nas.letters import Letters, placed
 from nas.objectives import Quantity
 from nas.rules import Params
 from search_space.layout import Layer, Layout
@@ -24,9 +24,10 @@ class Widths:
     rule: Params
     letters: Letters
     step: int
-    layers: int
-    """Of a pattern."""
+    weights: Sequence[int]
+    """How often each layer of a pattern stands in the network."""
     known: dict[Layout, int] = field(default_factory=dict)
+    alone: dict[tuple[Layer, int], float] = field(default_factory=dict)
 
     def width_of(self, pattern: Layout) -> int:
         """The multiple of the step whose network has the nearest number of parameters; ties go to the narrower.
@@ -40,7 +41,15 @@ class Widths:
 
     def params(self, pattern: Layout, width: int) -> float:
         """Parameters of the whole network at a width."""
-        return self.letters.value(PARAMS, pattern, width)
+        if any(placed(layer) for layer in pattern.layers):
+            return self.letters.value(PARAMS, pattern, width)
+        found = 0.0
+        for layer, weight in zip(pattern.layers, self.weights, strict=True):
+            key = (layer, width)
+            if key not in self.alone:
+                self.alone[key] = self.letters.span(PARAMS, layer, width)[0]
+            found += weight * self.alone[key]
+        return found
 
     def why_not(self, pattern: Layout) -> str | None:
         """Why no width brings a layout near enough, or None."""
@@ -55,7 +64,7 @@ class Widths:
         ends = []
         for layer in letters:
             try:
-                ends.append(self.width_of(Layout((layer,) * self.layers)))
+                ends.append(self.width_of(Layout((layer,) * len(self.weights))))
             except ValueError:
                 continue
         return list(range(min(ends), max(ends) + 1, self.step)) if ends else []
@@ -95,17 +104,17 @@ class Widths:
         return all(self.letters.fits(layer, width) for layer in dict.fromkeys(pattern.layers))
 
 
-def make_widths(rule: Params, letters: Letters, alphabet: Iterable[Layer], layers: int) -> Widths:
+def make_widths(rule: Params, letters: Letters, alphabet: Iterable[Layer], weights: Sequence[int]) -> Widths:
     """Widths in the widest steps by which a network can be brought within the tolerance.
 
     Raises:
         ValueError: no layer of the alphabet is valid at any width.
     """
     some = list(islice(alphabet, MOST_TRIED))
-    widths = Widths(rule=rule, letters=letters, step=STEPS[-1], layers=layers)
+    widths = Widths(rule=rule, letters=letters, step=STEPS[-1], weights=weights)
     found = widths.among(some)
     if not found:
         raise ValueError(f"{rule.text}: no layer of the space is valid at any width")
     # Half a step beside the ideal width changes the parameters by about a step over the width.
     fine = [step for step in STEPS if (1 + step / 2 / found[0]) ** 2 - 1 <= rule.tolerance]
-    return Widths(rule=rule, letters=letters, step=(fine or STEPS[-1:])[0], layers=layers)
+    return Widths(rule=rule, letters=letters, step=(fine or STEPS[-1:])[0], weights=weights)

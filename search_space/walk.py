@@ -11,6 +11,8 @@ from search_space.layout import Layer, Layout
 
 MOST_STATES = 50_000
 """Partial patterns that an exact count under cost bounds may keep; beyond, the count is an upper bound."""
+FEW_LETTERS = 16
+"""A larger alphabet may keep fewer of them in proportion, since every one is followed by every letter."""
 
 
 class TooManyStates(Exception):
@@ -44,6 +46,14 @@ class Walk:
         self.places = [rule for rule in constraints if isinstance(rule, Place)]
         self.bounds = [rule for rule in constraints if isinstance(rule, Bound) and bounded]
         self.memory: dict[tuple[int, Any], int] = {}
+        # By letter, what `after` asks a hundred thousand times: the rules it counts for, its places, its prices.
+        last = len(weights) - 1
+        self.held = [tuple(belongs(letter, rule.what) for rule in self.counts) for letter in self.letters]
+        self.barred = [
+            {0 if place.where == "first" else last for place in self.places if belongs(letter, place.what)}
+            for letter in self.letters
+        ]
+        self.paid = [tuple(prices[letter][rule.cost] for rule in self.bounds) for letter in self.letters]
         self.start = ((0,) * len(self.counts), (0.0,) * len(self.bounds), frozenset[int]())
         # The cheapest way to finish from each position, so that hopeless beginnings are cut at once.
         cheapest = [min(prices[letter][rule.cost] for letter in self.letters) for rule in self.bounds]
@@ -54,19 +64,19 @@ class Walk:
 
     def after(self, position: int, state: Any, index: int) -> Any | None:
         """The state once a letter stands at a position, or None if that breaks a rule for good."""
-        letter, last = self.letters[index], len(self.weights) - 1
-        for place in self.places:
-            if position == (0 if place.where == "first" else last) and belongs(letter, place.what):
-                return None
+        if position in self.barred[index]:
+            return None
+        left = len(self.weights) - 1 - position
         counts = []
-        for rule, count in zip(self.counts, state[0], strict=True):
-            count += belongs(letter, rule.what)
-            if (rule.most is not None and count > rule.most) or count + last - position < rule.least:
+        for rule, count, holds in zip(self.counts, state[0], self.held[index], strict=True):
+            count += holds
+            if (rule.most is not None and count > rule.most) or count + left < rule.least:
                 return None
             counts.append(min(count, rule.least) if rule.most is None else count)
         sums = []
-        for bound, spent, rest in zip(self.bounds, state[1], self.least_rest[position + 1], strict=True):
-            spent += self.weights[position] * self.prices[letter][bound.cost]
+        rests = self.least_rest[position + 1]
+        for bound, spent, price, rest in zip(self.bounds, state[1], self.paid[index], rests, strict=True):
+            spent += self.weights[position] * price
             if spent + rest > bound.most:
                 return None
             sums.append(spent)
@@ -79,7 +89,10 @@ class Walk:
             return int(self.all_of == state[2]) if self.all_of else 1
         key = (position, state)
         if key not in self.memory:
-            if len(self.memory) > MOST_STATES and self.bounds:
+            if (
+                len(self.memory) > MOST_STATES * FEW_LETTERS / max(FEW_LETTERS, len(self.letters))
+                and self.bounds
+            ):
                 raise TooManyStates
             found = 0
             for index, owner in enumerate(self.owners):

@@ -37,11 +37,19 @@ def print_trial(
         else ""
     )
     out.print(
-        f"network of {study.config['target']['depth']} layers: {quantities.count(costs['params'])} parameters, "
+        f"network of {study.config['target']['depth']} layers{_at_width(trial)}: {quantities.count(costs['params'])} parameters, "
         f"{quantities.size(costs['kv_bytes'])} of cache, {quantities.milliseconds(costs['latency_ms'])} a decode step summed{whole}",
         highlight=False,
         soft_wrap=True,
     )
+    shown = ("quality", "params", "kv_bytes", "latency_ms")
+    further = [axis for axis in study.axes if axis.log and axis.name not in shown]
+    if further:
+        words = [
+            f"{quantities.title(axis.name)} {quantities.value(axis.name, trial.value(axis.name), axis.unit)}"
+            for axis in further
+        ]
+        out.print("  " + ", ".join(words), highlight=False, soft_wrap=True)
     result = trial.result
     if result is None:
         return
@@ -65,12 +73,17 @@ def print_trial(
     target = study.config["target"]
     where = f"--study {shlex.quote(study.name)} --storage {shlex.quote(url)}"
     out.print(
-        f"\nNext:  nas cost '{trial.layout.text}' --width {target['width']} --depth {target['depth']} "
+        f"\nNext:  nas cost '{trial.layout.text}' --width {trial.costs.get('width', target['width']):.0f} --depth {target['depth']} "
         f"--context {target['context']}\n       nas front {where}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _at_width(trial: TrialRecord) -> str:
+    """The trial's own width in words, where it has one."""
+    return f" of width {trial.costs['width']:.0f}" if "width" in trial.costs else ""
 
 
 def _layers(trial: TrialRecord, study: StudyRecord) -> Table:

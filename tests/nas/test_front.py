@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
-from nas.cli.picture import scatter
 from nas.axes import cost_span
+from nas.cli.picture import scatter
 from nas.front import beaten, finished, front, hypervolume, row, trial_row, values_of
 from storage.records import Axis, LayoutRecord, ResultRecord, State, TrialRecord
 

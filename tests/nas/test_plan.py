@@ -80,7 +80,7 @@ def test_a_cost_bound_keeps_dear_layouts_out(plan_of: Callable[..., Plan]) -> No
         ({"mixers": []}, "the space is empty"),
         ({"mixers": ["ful"], "settings": {}}, "did you mean full"),
         ({"constraints": ["full>=1", "full<=0"]}, "the space is empty.*full>=1, full<=0.*loosen"),
-        ({"constraints": ["kv_bytes<=1"]}, "comes below 8.00KiB.*loosen"),
+        ({"constraints": ["kv_bytes<=1"]}, "comes below 8KiB.*loosen"),
         ({"settings": {"mamba2": {"state": [16]}}}, "settings are given for 'mamba2'"),
         ({"settings": {"full": {"kv_head": [1]}}}, "did you mean kv_heads"),
         ({"settings": {"window": {"size": [6]}}}, "size=6 is not valid"),
