@@ -184,7 +184,7 @@ class Bounds:
 
     def _price(self, column: Column, layer: Layer, width: int) -> float:
         # The easier end where the price depends on the place, so that what is refused is refused rightly.
-        low, high = self.letters.span(column.quantity, layer, width)
+        low, high = self.letters.span(column.quantity, layer, width, self.space.alphabet)
         return low if column.sign > 0 else -high
 
     def check(self) -> None:

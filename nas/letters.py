@@ -1,10 +1,10 @@
 """Prices of layers, remembered: what bounds and widths ask of thousands of patterns, of few layers each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from nas.objectives import FROM_COST, Phase, Quantity
-from search_space.cost import at_depth, inner_frame, layer_cost, layout_cost
+from search_space.cost import at_depth, frames_of, inner_frame, layer_cost, layout_cost
 from search_space.frame import Frame
 from search_space.layout import Layer, Layout
 from search_space.spec import Cost, total
@@ -61,8 +61,10 @@ class Letters:
         costs = {layer: self._alone(layer, frame) for layer in dict.fromkeys(pattern.layers)}
         return total(costs[layer] for layer in network.layers)
 
-    def span(self, quantity: Quantity, layer: Layer, width: int) -> tuple[float, float]:
-        """The least and the most that one such layer adds, over the places where it may stand."""
+    def span(
+        self, quantity: Quantity, layer: Layer, width: int, others: Iterable[Layer] = ()
+    ) -> tuple[float, float]:
+        """The least and the most that one such layer adds: alone, after one like it, or after one of the others."""
         frame = self.frame(width)
         at = quantity.frame(frame)
         if quantity.kind.source == "measured":
@@ -71,8 +73,11 @@ class Letters:
         first = FROM_COST[quantity.base](self._alone(layer, at))
         if not placed(layer):
             return first, first
-        later = FROM_COST[quantity.base](layer_cost(layer, inner_frame(layer, at)))
-        return min(first, later), max(first, later)
+        after = [inner_frame(layer, at)]
+        if any("stream" in VOCABULARY[branch.mixer].needs for branch in layer.branches):
+            after += [frames_of(Layout((other, layer)), at)[1] for other in others]
+        found = [first, *(FROM_COST[quantity.base](layer_cost(layer, place)) for place in after)]
+        return min(found), max(found)
 
     def _alone(self, layer: Layer, frame: Frame) -> Cost:
         key = (layer, frame)

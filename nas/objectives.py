@@ -148,7 +148,7 @@ def read_quantity_name(text: str, tasks: Collection[str]) -> Quantity:
     known = [*KINDS, *(task for task in tasks if task not in KINDS)]
     if found is None or base not in known:
         raise ValueError(
-            f"no objective or cost {given!r}{nearest(base, [*known, *ALIASES])} (there are {', '.join(known)})"
+            f"no objective {given!r}{nearest(base, [*known, *ALIASES])} (there are {', '.join(known)})"
         )
     kind = KINDS.get(base, SCORE)
     context, inside = found.group(2), found.group(3)

@@ -24,6 +24,8 @@ from search_space.quantity import read_count, read_quantity
         ("quality", -0.05, "−.050"),
         ("recall", 0.5, ".500"),
         ("energy", 12.5, "12.5 J"),
+        ("bytes", 0.25, ".250"),
+        ("latency_ms[phase=prefill,batch=8]", 1250, "1.25 s"),
         ("quality", float("nan"), "–"),
         ("quality", None, "–"),
     ],
@@ -60,6 +62,10 @@ def test_titles_name_the_context():
     assert quantities.title("kv_bytes@8192") == "cache at 8k"
     assert quantities.title("kv_bytes", 131072) == "cache at 128k"
     assert quantities.title("some_task") == "some task"
+    assert (
+        quantities.title("latency_ms[phase=prefill,batch=8,context=4096]") == "prefill latency, batch 8 at 4k"
+    )
+    assert quantities.title("tokens_per_s[batch=8]") == "tokens a second, batch 8"
 
 
 def test_changes_are_shares_for_costs_and_differences_for_qualities():

@@ -285,6 +285,18 @@ def test_starts_that_break_a_bound_are_left_out_with_a_line(run: Any, config_fil
     assert all(trial["params"] >= 200_000 and trial["kv_bytes"] <= 16 * 1024 for trial in trials)
 
 
+def test_what_is_cheaper_after_another_layer_is_not_refused(tiny: Tiny) -> None:
+    """A gmu that gates an earlier scan has a matrix less than one that has to make its own."""
+    settings = {"mamba": {"expand": [1.0]}, "gmu": {"expand": [2.0]}}
+    space = {"layers": 2, "mixers": ["mamba", "gmu"], "settings": settings}
+    layout = read("mamba[expand=1.0] gmu")
+    frame = replace(make_plan(resolve(tiny({"space": space}))).target, context=32)
+    flops = layout_cost(at_depth(layout, frame), frame).flops_decode
+    for rule, kept in ((f"flops_decode@32<={flops!r}", True), (f"flops_decode@32<={0.999 * flops!r}", False)):
+        plan = make_plan(resolve(tiny({"space": {**space, "constraints": [rule]}})))
+        assert (plan.bounds().why_not(layout) is None) == kept
+
+
 @pytest.fixture
 def fitted(tiny: Tiny) -> Callable[..., Plan]:
     def make(*rules: str, **space: Any) -> Plan:

@@ -1,6 +1,7 @@
 """Objectives by name: each round-trips, says its way and its source, and a wrong one is refused with the way out."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def test_names_are_canonical_at_the_target(text: str, name: str, maximise: bool)
     [
         ("latncy_ms", "did you mean latency_ms"),
         ("mqarr", "did you mean mqar"),
-        ("needle", "no objective or cost 'needle'"),
+        ("needle", "no objective 'needle'"),
         ("min:quality", "larger is better"),
         ("min:tokens_per_s", "larger is better"),
         ("max:latency_ms", "smaller is better"),
@@ -163,7 +164,9 @@ def searched(run: Run, config_file: Callable[..., str], url: str) -> Run:
 NAMED = ("mqar", "tokens_per_s", "kv_bytes@131072")
 
 
-def test_a_search_toward_a_task_a_speed_and_a_far_cache(searched: Run, run: Run, url: str) -> None:
+def test_a_search_toward_a_task_a_speed_and_a_far_cache(
+    searched: Run, run: Run, url: str, tmp_path: Path
+) -> None:
     chosen = [part for name in NAMED for part in ("--objective", name)]
     said = searched(*chosen, "--json")
     assert said.code == 0, said.err
@@ -189,6 +192,8 @@ def test_a_search_toward_a_task_a_speed_and_a_far_cache(searched: Run, run: Run,
         shown.code == 0 and "cache 128k" in shown.out and "tokens/s" in shown.out and "  mqar\n" in shown.out
     )
     assert "tokens a second" in run("show", 0, *place).out
+    report = tmp_path / "report.html"
+    assert run("report", *place, "-o", report).code == 0 and "tokens a second" in report.read_text()
     assert searched(*chosen, "--trials", 7).code == 0
     changed = searched("--objective", "mqar", "--objective", "kv_bytes", "--trials", 8)
     assert changed.code == 2 and "objectives" in changed.err

@@ -84,7 +84,7 @@ def test_a_cost_that_cannot_be_told(refused: Refused, arguments: tuple[object, .
         (("--set", "space.mixers=[fulll]", "--set", "space.settings={}"), ["no mixer or family 'fulll'; did you mean full"]),
         (("--set", "space.settings.kda.head_dim=[12]"), ["head_dim=12 is not valid"]),
         (("--constraint", "full>=1", "--constraint", "full<=0"), ["the space is empty", "loosen one of them"]),
-        (("--constraint", "kv_bytes<=1"), ["the space is empty", "kv_bytes<=1"]),
+        (("--constraint", "kv_bytes<=1"), ["no layout of the space comes below 8KiB", "loosen"]),
         (("--constraint", "kv_byte<=1MiB"), ["no mixer, family or cost 'kv_byte'", "did you mean kv_bytes"]),
         (("--constraint", "no full please"), ["constraint 'no full please' is not understood"]),
         (("--set", "proxy.length=3"), ["mqar: length 3 is too short", "use at least"]),
