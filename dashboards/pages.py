@@ -11,6 +11,7 @@ from dashboards.facts import Fact, FactGroup
 from dashboards.strips import Strip, family_of, family_order
 from dashboards.tables import Table
 from dashboards.view import Beaten, StudyView
+from dashboards.why import Why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +167,7 @@ class ReportPage(Page):
     legend: tuple[LegendItem, ...]
     beaten: tuple[Beaten, ...]
     hypervolume: Table
+    why: Why | None
     trials: Table
     facts: tuple[FactGroup, ...]
     command: str

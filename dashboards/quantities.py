@@ -85,6 +85,21 @@ def percent(x: float) -> str:
     return f"{sign}{_digits(abs(rounded))} %"
 
 
+def share(x: float) -> str:
+    """A share of a whole as percent: 22 %."""
+    return f"{100 * x:.0f} %"
+
+
+def interval(x: float, low: float, high: float) -> str:
+    """A change and half the width of the interval around it, to the places that it deserves: +.12 ± .03."""
+    half = (high - low) / 2
+    places = 3 if half < 0.01 else 2 if half < 1 else 1
+    texts = [f"{number:.{places}f}" for number in (abs(x), half)]
+    change, doubt = (text[1:] if text.startswith("0.") else text for text in texts)
+    sign = "" if not change.strip("0.") else MINUS if x < 0 else "+"
+    return f"{sign}{change} ± {doubt}"
+
+
 def duration(seconds: float) -> str:
     """How long something took: 1.2 s, 2 min 30 s, 3 h 5 min, 2 d 4 h."""
     if seconds < 60:

@@ -12,14 +12,19 @@ from dashboards import assets, charts, commands, facts, tables
 from dashboards.charts import Figure
 from dashboards.compose import headline
 from dashboards.pages import ReportPage, legend, render
+from dashboards.reasons import Reasons
 from dashboards.view import study_view
+from dashboards.why import why
 from storage.records import StudyRecord
 from storage.store import Store
 
 
-def write_report(store: Store, study: StudyRecord, path: Path) -> None:
-    """Writes the report of a study to a file, aside first, so that readers see the old one or the new one."""
-    text = render(report_page(store, study))
+def write_report(store: Store, study: StudyRecord, path: Path, reasons: Reasons | None = None) -> None:
+    """Writes the report of a study to a file, aside first, so that readers see the old one or the new one.
+
+    With reasons, which the floor above computes, it says why these layers.
+    """
+    text = render(report_page(store, study, reasons))
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -36,7 +41,7 @@ def write_report(store: Store, study: StudyRecord, path: Path) -> None:
         raise
 
 
-def report_page(store: Store, study: StudyRecord) -> ReportPage:
+def report_page(store: Store, study: StudyRecord, reasons: Reasons | None = None) -> ReportPage:
     """Everything that the report prints."""
     trials = store.trials(study)
     view = study_view(study, trials)
@@ -50,6 +55,8 @@ def report_page(store: Store, study: StudyRecord) -> ReportPage:
         }
         if len(view.axes) >= 3:
             figures["front_3d"] = charts.front_3d(view)
+    section = why(reasons, study.families) if reasons is not None and view.points else None
+    figures |= {picture.key: picture.figure for picture in section.pictures} if section else {}
     scripts = [assets.plotly_js(), assets.text("charts.js")] if figures else ["void 0"]
     scripts.append(assets.text("tables.js"))
     # The policy names every script by its hash: whatever else found its way into the file would not run,
@@ -68,6 +75,7 @@ def report_page(store: Store, study: StudyRecord) -> ReportPage:
         legend=legend(view),
         beaten=view.beaten,
         hypervolume=tables.hypervolume(view),
+        why=section,
         trials=tables.trials(view, trials, linked=False),
         facts=facts.searched(study, trials),
         command=commands.search(store.shown_url, study.name),

@@ -21,11 +21,13 @@ def command(
     from dashboards.report import write_report
     from nas.cli.output import say
     from nas.errors import Refused
+    from nas.explain.reasons import reasons
     from nas.open_study import open_study
 
     with open_study(storage, study) as (store, record):
         try:
-            write_report(store, record, output)
+            found = reasons(record, store.trials(record, states=["done"]))
+            write_report(store, record, output, found)
         except OSError as error:
             if error.errno is None:
                 raise
