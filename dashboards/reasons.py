@@ -192,3 +192,12 @@ class Reasons:
     progress: tuple[Progress, ...]
     said: tuple[str, ...]
     """The same in sentences, the most telling first."""
+
+
+def outside(found: Reasons) -> str:
+    """How many trials the space does not hold, and what they count for."""
+    count = found.trials - found.inside
+    has = "has" if count == 1 else "have"
+    return (
+        f"{count} {has} mixers or sizes that the space does not offer: they count for shares and ratios alone"
+    )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dashboards import quantities, strips
 from dashboards.charts import GRID, INK, SCALE, Figure, bare_axis, bare_layout, plain
-from dashboards.reasons import FRONT, Effect, Importance, Reasons
+from dashboards.reasons import FRONT, Effect, Importance, Reasons, outside
 from dashboards.tables import Column, Entry, Row, Table
 
 
@@ -31,10 +31,7 @@ class Why:
 
 def why(found: Reasons, families: Mapping[str, str]) -> Why:
     """What a page prints of the reasons; what cannot be said has a sentence and no picture."""
-    outside = found.trials - found.inside
-    also = (
-        f"; {outside} of them are not of the space and count for shares and ratios alone" if outside else ""
-    )
+    also = f"; {outside(found)}" if found.inside < found.trials else ""
     pictures = []
     weighed = tuple(item for item in found.importance[:2] if not item.why_not)
     if weighed:

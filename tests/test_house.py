@@ -131,7 +131,9 @@ def test_the_dashboard_loads_without_torch_ray_or_optuna() -> None:
     assert json.loads(python(f"import dashboards.app, dashboards.report; {LOADED}")) == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"], ["dashboard", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["search", "--help"], ["dashboard", "--help"], ["explain", "--help"]]
+)
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     lines = python(f"from nas.cli.main import main\nassert main({arguments!r}) == 0\n{LOADED}").splitlines()
     assert "Usage: nas" in "\n".join(lines) and json.loads(lines[-1]) == []

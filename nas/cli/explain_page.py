@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dashboards import quantities
-from dashboards.reasons import FRONT, Effect, Ranking, Ratio, Reasons, Share
+from dashboards.reasons import FRONT, Effect, Ranking, Ratio, Reasons, Share, outside
 from nas.cli.picture import family_of
 from nas.cli.progress import spark
 
@@ -28,10 +28,7 @@ def print_reasons(found: Reasons, families: Mapping[str, str], out: Console) -> 
         soft_wrap=True,
     )
     if found.inside < found.trials:
-        out.print(
-            f"{found.trials - found.inside} of them are not of the space and count for shares and ratios alone",
-            soft_wrap=True,
-        )
+        out.print(outside(found), soft_wrap=True)
     for line in found.said:
         out.print(Text(f"  {line}"), soft_wrap=not out.is_terminal)
     _importance(found, out)

@@ -17,7 +17,7 @@ from scipy.linalg import solve_triangular
 
 from dashboards.reasons import Effect, Effects, Pair, Swap, Trust
 from nas.explain.answers import Answers, encoding_of
-from nas.explain.studied import LEAST, Numbers, Studied
+from nas.explain.studied import LEAST, Numbers, Studied, too_early
 from nas.samplers.encoding import Encoding, Params
 from nas.samplers.surrogate import Process, squares, weigh
 
@@ -111,7 +111,7 @@ def effects(studied: Studied, objective: str) -> Effects:
         )
 
     if len(places) < LEAST:
-        return none(f"it is too early: {len(places)} trained layouts of the space, and {LEAST} are needed")
+        return none(too_early(len(places)))
     if np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())):
         return none(f"every trial has the same {objective}, {values[0]:.3g}")
     answers = Answers(params)

@@ -18,7 +18,7 @@ from optuna.trial import create_trial
 
 from dashboards.reasons import FRONT, Importance, Ranking, Weight
 from nas.explain.answers import CHANNEL, MIXER, SHARED, encoding_of, mixer_of, position_of, subject_of
-from nas.explain.studied import LEAST, Numbers, Studied, mixers_of
+from nas.explain.studied import LEAST, Numbers, Studied, mixers_of, too_early
 from nas.samplers.encoding import Params
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -53,7 +53,7 @@ def importance(studied: Studied, objective: str) -> Importance:
         return Importance(objective=objective, trials=count, top=top, why_not=why)
 
     if count < LEAST:
-        return none(f"it is too early: {count} trained layouts of the space, and {LEAST} are needed")
+        return none(too_early(count))
     if top == count:
         same = (
             "all trials are on the front" if objective == FRONT else "the best value is that of most trials"

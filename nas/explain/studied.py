@@ -98,6 +98,12 @@ def studied(study: StudyRecord, trials: Sequence[TrialRecord]) -> Studied:
     return Studied(study, tuple(sound))
 
 
+def too_early(count: int) -> str:
+    """Why so few trials are not explained."""
+    trained = f"{count} trained layout{'' if count == 1 else 's'} of the space"
+    return f"it is too early: {trained}, and {LEAST} are needed"
+
+
 def label(layer: Mapping[str, object]) -> str:
     """What stands in a layer of a stored layout: its mixer, or several side by side."""
     return "|".join(mixers_of(layer))

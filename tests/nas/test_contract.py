@@ -408,7 +408,7 @@ def test_every_command_and_option_has_help() -> None:
     group = typer.main.get_command(app)
     commands = getattr(group, "commands")  # noqa: B009
     assert set(commands) == {
-        "search", "front", "trials", "show", "cost", "measure", "evaluate", "mixers", "space", "report",
+        "search", "front", "trials", "show", "explain", "cost", "measure", "evaluate", "mixers", "space", "report",
         "dashboard", "doctor", "warm", "tune",
     }  # fmt: skip
     bare = [

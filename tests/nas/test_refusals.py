@@ -178,7 +178,7 @@ def test_ones_own_text_works(run: Run, text_config: str, tmp_path: Path, url: st
     assert again.code == 2 and "data_sha256" in again.err
 
 
-@pytest.mark.parametrize("command", ["search", "front", "trials", "report", "dashboard", "show"])
+@pytest.mark.parametrize("command", ["search", "front", "trials", "report", "dashboard", "show", "explain"])
 @pytest.mark.parametrize(
     ("place", "said"),
     [
@@ -243,7 +243,7 @@ def test_another_configuration_is_refused_with_the_difference(
     assert run(*arguments, "--trials", 2, "--set", "attempts=2", "--set", "time_limit_s=99").code == 0
 
 
-@pytest.mark.parametrize("command", ["front", "trials", "report", "dashboard", "show"])
+@pytest.mark.parametrize("command", ["front", "trials", "report", "dashboard", "show", "explain"])
 def test_an_unknown_study_is_refused_with_those_that_are_there(
     refused: Refused, run: Run, config_file: Callable[..., str], url: str, command: str
 ) -> None:
