@@ -77,7 +77,9 @@ def _swaps(found: Reasons) -> list[str]:
         where = f"Layer {swap.position + 1}"
         if place == 0:
             alone = all(abs(other.change) < min(abs(swap.low), abs(swap.high)) for other in best[1:])
-            where = f"{where} matters most" if alone else f"{where} has the largest effect"
+            # The other measure must not say otherwise a line below.
+            agreed = heaviest(found.importance[0].positions) in (None, str(swap.position))
+            where = f"{where} matters most" if alone and agreed else f"{where} has the largest effect"
         said.append(
             f"{where}: {swap.mixer} there is worth {_interval(swap)} of {name} against {swap.against}, on average over "
             f"{effects.layouts} layouts."
