@@ -206,7 +206,9 @@ def _search(
         say(f"the study has its {config.trials} trials; nothing is left to train")
         return Ending(interrupted=False, exhausted=False, skipped=0)
     with reading_input():
-        sampler = make_sampler(config.sampler, plan.space, make_aim(plan, study.axes, book, bounds), seed=config.seed)
+        sampler = make_sampler(
+            config.sampler, plan.space, make_aim(plan, study.axes, book, bounds), seed=config.seed
+        )
     pool = _make_pool(config)
     try:
         with ProgressWatcher(out, total=max(config.trials, ended + waiting), done=ended) as watcher:
