@@ -1,6 +1,7 @@
 """All measurements, one after the other; `python -m benchmarks.run`."""
 
 from benchmarks import (
+    asking,
     command_line,
     driver,
     kernels_cpu,
@@ -23,6 +24,7 @@ def main() -> None:
         mixers_cpu,
         stacked_cpu,
         driver,
+        asking,
         proxies,
         whole_vocabulary,
         state_tracking,
