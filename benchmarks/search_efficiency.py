@@ -306,7 +306,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"skipped {line}")
     rows = summarise(kept)
     print(show(rows), flush=True)
-    save(chosen.name, {"versions": versions(), "samplers": ABOUT, "skipped": skipped, "rows": rows})
+    content = {
+        "versions": versions(),
+        "code_of_ours": _sources()[:12],
+        "samplers": ABOUT,
+        "skipped": skipped,
+        "rows": rows,
+    }
+    save(chosen.name, content)
 
 
 def _run(tasks: Sequence[Task], path: Path, processes: int) -> None:
