@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from nas.objectives import read_objectives
 from nas.rules import read_rules
@@ -125,6 +126,25 @@ class SpaceConfig(Section):
     constraints: tuple[str, ...] = ()
 
 
+class RungsConfig(Section):
+    """Where trainings are scored before their end, and who goes on from there."""
+
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Shares of every task's steps, rising; none: every layout is trained to the end and scored there alone."""
+    keep: float = Field(default=0.33, gt=0, le=1)
+    """The share of those at a rung that goes on by its rank; 1 stops nobody and records all rungs in one go."""
+    chance: float = Field(default=0.1, ge=0.1, le=1)
+    """The share that goes on by chance, whatever its rank, so that the rungs can be judged."""
+    trust: float = Field(default=0.4, ge=-1, le=1)
+    """The least Kendall τ between a rung and the end at which the rung is heeded."""
+
+    @model_validator(mode="after")
+    def _rise(self) -> "RungsConfig":
+        if any(low >= high for low, high in pairwise(self.shares)):
+            raise ValueError("the shares must rise")
+        return self
+
+
 class Config(Section):
     """Everything that a search needs to know."""
 
@@ -143,6 +163,7 @@ class Config(Section):
     sampler: str = "layout"
     objectives: tuple[str, ...] = ("quality", "latency_ms", "kv_bytes")
     data: str = "stdlib"
+    rungs: RungsConfig = RungsConfig()
     target: TargetConfig = TargetConfig()
     proxy: ProxyConfig = ProxyConfig()
     space: SpaceConfig = SpaceConfig()

@@ -188,11 +188,12 @@ def make_budget(config: Config) -> Budget:
         stem_taps=config.proxy.stem_taps,
         weight_decay=config.proxy.weight_decay,
         precision=config.proxy.precision,
+        rungs=config.rungs.shares,
     )
 
 
 def budget_json(budget: Budget) -> dict[str, Any]:
-    """A budget as plain JSON, the data left out: its hash stands for it."""
+    """A budget as plain JSON. The data is left out, since its hash stands for it, and the rungs, which change no bit."""
     return {
         "tasks": [
             [task.name, task.weight, task.steps, task.batch, list(task.learning_rates), list(task.pairs)]

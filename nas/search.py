@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Protocol
 
@@ -209,6 +209,8 @@ class Search:
             self._run_trial(trial.number)
         else:
             attempt = self.store.start_trial(self.study, trial.number)
+            # Another study may have had other rungs on its way; the end is the same.
+            known = replace(known, rung=len(self.plan.budget.rungs))
             self.store.finish_trial(self.study, trial.number, attempt, known)
             self._ended(trial.number, reused=True)
 
@@ -223,7 +225,8 @@ class Search:
         attempt = self.running.pop(number)
         match outcome:
             case Measured():
-                self.store.finish_trial(self.study, number, attempt, self._record(outcome))
+                passed = [self._record(lower) for lower in outcome.rungs]
+                self.store.finish_trial(self.study, number, attempt, self._record(outcome), passed=passed)
             case Unfit(why=why):
                 self.store.fail_trial(self.study, number, attempt, "unfit", why)
             case Lost(why=why):
@@ -237,10 +240,14 @@ class Search:
 
     def _record(self, outcome: Measured) -> ResultRecord:
         return ResultRecord(
-            rung=0,
+            rung=outcome.rung,
             quality=outcome.quality,
             scores=outcome.scores,
-            details={**outcome.details, "metrics": dict(outcome.metrics)},
+            details={
+                **outcome.details,
+                "metrics": dict(outcome.metrics),
+                "new_steps": outcome.new_steps,
+            },
             steps=outcome.steps,
             tokens=outcome.tokens,
             train_s=outcome.train_s,

@@ -115,7 +115,7 @@ class Store:
             return trials.insert_trial(connection, study, layout, trial)
 
     def start_trial(self, study: StudyRecord, number: int) -> int:
-        """Starts a waiting trial and returns the number of the attempt: 1, 2, … StorageError if it is not waiting."""
+        """Starts a waiting or pruned trial and returns the number of the attempt: 1, 2, … StorageError for another."""
         with self._database.writing() as connection:
             return trials.start(connection, study, number)
 
@@ -128,17 +128,21 @@ class Store:
         *,
         state: Literal["done", "pruned"] = "done",
         costs: Mapping[str, float] | None = None,
+        passed: Sequence[ResultRecord] = (),
     ) -> bool:
         """Commits a result once; False, and nothing changed, where this attempt is no longer the running one.
 
+        A pruned trial may be started again. `passed` are results of lower rungs, committed with it.
+
         ValueError, before anything is written, where the quality, a score, a cost or a time is not finite.
         """
-        values, more_costs = trials.result_values(result), numbers(costs or {}, "costs")
+        values = [trials.result_values(one) for one in (*passed, result)]
+        more_costs = numbers(costs or {}, "costs")
 
         def commit() -> bool:
             with self._database.writing() as connection:
                 return trials.finish(
-                    connection, study, number, attempt, result=values, state=state, costs=more_costs
+                    connection, study, number, attempt, results=values, state=state, costs=more_costs
                 )
 
         try:

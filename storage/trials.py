@@ -1,6 +1,6 @@
 """Rows of trials, their layouts and results: counting, fencing, and reading many in two queries."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -129,17 +129,17 @@ def _insert_layout(connection: Connection, layout: Mapping[str, Any]) -> None:
 
 
 def start(connection: Connection, study: StudyRecord, number: int) -> int:
-    """Takes a waiting trial for its next attempt and returns the attempt's number. StorageError if not waiting."""
+    """Takes a waiting or pruned trial for its next attempt; returns the attempt's number. StorageError for another."""
     row = _held(connection, study, number)
-    if row.state != "waiting":
+    if row.state not in ("waiting", "pruned"):
         raise StorageError(
-            f"trial {number} of study {study.name!r} is {row.state}: only a waiting one can be started"
+            f"trial {number} of study {study.name!r} is {row.state}: only a waiting or pruned one can be started"
         )
     attempt: int = row.attempts + 1
     connection.execute(
         update(TrialRow)
         .where(TrialRow.id == row.id)
-        .values(state="running", attempts=attempt, started_at=epoch_now())
+        .values(state="running", attempts=attempt, started_at=epoch_now(), ended_at=None)
     )
     add_events(connection, study.id, "trial_running", [{"trial": number, "attempt": attempt}])
     return attempt
@@ -151,15 +151,16 @@ def finish(
     number: int,
     attempt: int,
     *,
-    result: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
     state: State,
     costs: Mapping[str, float],
 ) -> bool:
-    """Commits a result, if this attempt is the one that runs; otherwise only notes that it came too late."""
+    """Commits results, the last of which is the attempt's own, if it is the one that runs; else notes that it is late."""
     row = _held(connection, study, number)
     if not _is_running(connection, study, row, attempt, state):
         return False
-    connection.execute(insert(ResultRow).values(**result, trial_id=row.id))
+    connection.execute(insert(ResultRow), [{**result, "trial_id": row.id} for result in results])
+    result = results[-1]
     connection.execute(
         update(TrialRow)
         .where(TrialRow.id == row.id)

@@ -5,7 +5,7 @@ Letters: B batch, T time, N scored positions.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kernels.linear_cross_entropy.ops import linear_cross_entropy
 from search_space.channel.moe import Experts
+from trainers.graph import Run
 from trainers.model import ProxyModel
 from trainers.tasks.task import IGNORED, Task
 
@@ -70,6 +71,49 @@ class OutOfTime(Exception):
     """The trial's time limit passed inside the loop."""
 
 
+@dataclass
+class Track:
+    """How far the trainings of some models have come: with their weights, all that is needed to go on unnoticed."""
+
+    optimisers: list[torch.optim.Optimizer]
+    rngs: dict[int, torch.Generator]
+    """Of the batches, by seed."""
+    random_states: list[Tensor]
+    """Of the random numbers that each model draws for itself after a step."""
+    curves: list[list[tuple[int, float]]]
+    taken: list[int]
+    """Steps of each, the one that it diverged at included."""
+    ends: dict[int, NotFinite]
+    """Those that diverged, and why."""
+    step: int = 0
+    train_s: float = 0.0
+    """Of all together."""
+    prepare_s: float = 0.0
+    stepping: str = "eager"
+    ready: tuple[tuple[int, ...], Run] | None = None
+    """The step of those models as it was prepared, while they are the ones that are left."""
+
+
+def fresh_track(
+    models: Sequence[ProxyModel],
+    trainings: Sequence[Training],
+    seeds: Sequence[int],
+    random_states: Sequence[Tensor],
+    device: torch.device,
+) -> Track:
+    """The track of models that have not been trained yet."""
+    return Track(
+        optimisers=[
+            make_optimiser(model, training, device) for model, training in zip(models, trainings, strict=True)
+        ],
+        rngs={seed: torch.Generator().manual_seed(seed) for seed in seeds},
+        random_states=list(random_states),
+        curves=[[] for _ in models],
+        taken=[0 for _ in models],
+        ends={},
+    )
+
+
 def use_bfloat16(precision: Precision, width: int, device: torch.device) -> bool:
     """Whether to train under bfloat16 autocast: when told to, on a GPU, or on a CPU where it pays."""
     if precision != "auto":
@@ -87,45 +131,57 @@ def train(
     seed: int,
     device: torch.device,
     out_of_time: Callable[[], bool] = lambda: False,
+    track: Track | None = None,
+    until: int | None = None,
 ) -> Trained:
     """Train a model in place; the same seed gives the same batches.
+
+    With a track it goes on from there, and `until` a step it stops as if for a moment: the schedule is that of all
+    steps, so that a run in parts is bit for bit the run in one.
 
     Raises:
         NotFinite: the loss or a gradient became infinite or NaN.
         OutOfTime: `out_of_time` answered yes.
     """
-    rng = torch.Generator().manual_seed(seed)
-    optimiser = make_optimiser(model, training, device)
-    width = model.head.in_features
-    autocast = use_bfloat16(training.precision, width, device)
+    track = track or fresh_track([model], [training], [seed], [torch.get_rng_state()], device)
+    until = training.steps if until is None else until
+    optimiser, rng, curve = track.optimisers[0], track.rngs[seed], track.curves[0]
+    autocast = use_bfloat16(training.precision, model.head.in_features, device)
     every = max(1, training.steps // CURVE_POINTS)
-    curve: list[tuple[int, float]] = []
+    torch.set_rng_state(track.random_states[0])
     model.train()
     began = time.perf_counter()
-    for step in range(training.steps):
-        batch = task.batch(training.batch, training.length, rng)
-        tokens, targets = batch.tokens.to(device), batch.targets.to(device)
-        set_learning_rate(optimiser, learning_rate_at(step, training))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            loss = loss_of(model, tokens, targets)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise NotFinite(f"the loss is {value} at step {step}")
-        if not math.isfinite(norm.item()):
-            raise NotFinite(f"the gradient is {norm.item()} at step {step}")
-        optimiser.step()
-        model.after_step()
-        if step % every == 0 or step == training.steps - 1:
-            curve.append((step, value))
-        if out_of_time():
-            raise OutOfTime(f"stopped at step {step} of {training.steps}")
+    try:
+        while track.step < until:
+            step = track.step
+            batch = task.batch(training.batch, training.length, rng)
+            tokens, targets = batch.tokens.to(device), batch.targets.to(device)
+            set_learning_rate(optimiser, learning_rate_at(step, training))
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+                loss = loss_of(model, tokens, targets)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+            value = loss.item()
+            track.taken[0] = step + 1
+            for what, number in (("loss", value), ("gradient", norm.item())):
+                if not math.isfinite(number):
+                    track.ends[0] = NotFinite(f"the {what} is {number} at step {step}")
+                    raise track.ends[0]
+            optimiser.step()
+            model.after_step()
+            if step % every == 0 or step == training.steps - 1:
+                curve.append((step, value))
+            if out_of_time():
+                raise OutOfTime(f"stopped at step {step} of {training.steps}")
+            track.step += 1
+    finally:
+        track.random_states[0] = torch.get_rng_state()
+        track.train_s += time.perf_counter() - began
     return Trained(
         curve=tuple(curve),
-        tokens=training.steps * training.batch * training.length,
-        train_s=time.perf_counter() - began,
+        tokens=track.step * training.batch * training.length,
+        train_s=track.train_s,
     )
 
 

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import pad
 
-from trainers.graph import Drawn, prepare
+from trainers.graph import Drawn, Run, prepare
 from trainers.loop import (
     CURVE_POINTS,
     NotFinite,
     OutOfTime,
+    Track,
     Trained,
     Training,
+    fresh_track,
     learning_rate_at,
     loss_at,
-    make_optimiser,
     places_of,
     set_learning_rate,
     use_bfloat16,
@@ -151,6 +152,17 @@ class Advance:
         return torch.stack([losses, torch.stack(norms)])
 
 
+def track_of(members: Sequence[Member], device: torch.device) -> Track:
+    """The track of members that have not been trained yet."""
+    return fresh_track(
+        [member.model for member in members],
+        [member.training for member in members],
+        [member.seed for member in members],
+        [member.random_state for member in members],
+        device,
+    )
+
+
 def train_members(
     members: Sequence[Member],
     task: Task,
@@ -158,72 +170,100 @@ def train_members(
     device: torch.device,
     replay: bool = True,
     out_of_time: Callable[[], bool] = lambda: False,
+    track: Track | None = None,
+    until: int | None = None,
 ) -> list[Trained | NotFinite]:
     """Train all members in place; what each one leaves, or why its numbers left the finite range, in their order.
 
     They must be of one layout, with trainings that differ in the learning rate alone. A member that diverges leaves
     the stack, and the others go on. On a GPU the step is captured once and replayed, unless `replay` says no.
+    With a track they go on from there, and `until` a step they stop as if for a moment, as `train` does.
 
     Raises:
         OutOfTime: `out_of_time` answered yes.
     """
     training = members[0].training
-    rngs = {member.seed: torch.Generator().manual_seed(member.seed) for member in members}
-    optimisers = [make_optimiser(member.model, member.training, device) for member in members]
-    random_states = [member.random_state for member in members]
+    track = track or track_of(members, device)
+    until = training.steps if until is None else until
     every = max(1, training.steps // CURVE_POINTS)
-    curves: list[list[tuple[int, float]]] = [[] for _ in members]
-    ends: dict[int, NotFinite] = {}
     for member in members:
         member.model.train()
-    alive, step, prepare_s, train_s, stepping = list(range(len(members))), 0, 0.0, 0.0, "eager"
-    while alive and step < training.steps:
-        advance = Advance(
-            stack=Stack([members[m].model for m in alive]),
-            optimisers=[optimisers[m] for m in alive],
-            clip=training.clip,
-            device=device,
-            autocast=use_bfloat16(training.precision, members[0].model.head.in_features, device),
-        )
-        began = time.perf_counter()
-        batch = _draw([members[m].seed for m in alive], rngs, task, training, device)
-        run, stepping = prepare(advance, batch) if replay else (advance, "eager")
-        prepare_s += time.perf_counter() - began
+    alive = [m for m in range(len(members)) if m not in track.ends]
+    while alive and track.step < until:
+        seeds = [members[m].seed for m in alive]
+        batch = _draw(seeds, track.rngs, task, training, device)
+        run = _prepared(members, alive, track, batch, device, replay=replay)
         began = time.perf_counter()
         dead: list[int] = []
-        while not dead and step < training.steps:
+        while not dead and track.step < until:
+            step = track.step
             for m in alive:
-                set_learning_rate(optimisers[m], learning_rate_at(step, members[m].training))
+                set_learning_rate(track.optimisers[m], learning_rate_at(step, members[m].training))
             losses, norms = run(batch).tolist()
             for m, loss, norm in zip(alive, losses, norms, strict=True):
+                track.taken[m] = step + 1
                 if not math.isfinite(loss) or not math.isfinite(norm):
                     what, number = ("loss", loss) if not math.isfinite(loss) else ("gradient", norm)
-                    ends[m] = NotFinite(f"the {what} is {number} at step {step}")
+                    track.ends[m] = NotFinite(f"the {what} is {number} at step {step}")
                     dead.append(m)
                     continue
-                random_states[m] = _after_step(members[m].model, random_states[m])
+                track.random_states[m] = _after_step(members[m].model, track.random_states[m])
                 if step % every == 0 or step == training.steps - 1:
-                    curves[m].append((step, loss))
+                    track.curves[m].append((step, loss))
             if out_of_time():
                 raise OutOfTime(f"stopped at step {step} of {training.steps}")
-            step += 1
-            if not dead and step < training.steps:
-                batch = _draw([members[m].seed for m in alive], rngs, task, training, device)
-        train_s += time.perf_counter() - began
+            track.step += 1
+            if not dead and track.step < until:
+                batch = _draw(seeds, track.rngs, task, training, device)
+        track.train_s += time.perf_counter() - began
         alive = [m for m in alive if m not in dead]
     count = len(members)
     return [
-        ends[m]
-        if m in ends
+        track.ends[m]
+        if m in track.ends
         else Trained(
-            curve=tuple(curves[m]),
-            tokens=training.steps * training.batch * training.length,
-            train_s=train_s / count,
-            prepare_s=prepare_s / count,
-            stepping=stepping,
+            curve=tuple(track.curves[m]),
+            tokens=track.step * training.batch * training.length,
+            train_s=track.train_s / count,
+            prepare_s=track.prepare_s / count,
+            stepping=track.stepping,
         )
         for m in range(count)
     ]
+
+
+def _prepared(
+    members: Sequence[Member],
+    alive: list[int],
+    track: Track,
+    batch: Drawn,
+    device: torch.device,
+    *,
+    replay: bool,
+) -> Run:
+    """One step of those that are left, as it is to be run; made once for as long as they are the same."""
+    if track.ready is not None and track.ready[0] == tuple(alive):
+        return track.ready[1]
+    track.ready = None
+    stack = Stack([members[m].model for m in alive])
+    advance = Advance(
+        stack=stack,
+        optimisers=[track.optimisers[m] for m in alive],
+        clip=members[0].training.clip,
+        device=device,
+        autocast=use_bfloat16(members[0].training.precision, members[0].model.head.in_features, device),
+    )
+    began = time.perf_counter()
+    run: Run = advance
+    if replay:
+        before = {name: buffer.clone() for name, buffer in stack.buffers.items()}
+        run, track.stepping = prepare(advance, batch)
+        # What the warm-ups counted, such as the loads of experts, was no step.
+        for name, buffer in stack.buffers.items():
+            buffer.copy_(before[name])
+    track.prepare_s += time.perf_counter() - began
+    track.ready = tuple(alive), run
+    return run
 
 
 def _draw(

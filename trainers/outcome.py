@@ -16,13 +16,25 @@ class Measured:
     metrics: Mapping[str, float]
     """What the scores were made from, in the tasks' own units."""
     steps: int
+    """Of all learning rates, from the first step on; what an earlier call trained and a checkpoint kept is included."""
     tokens: int
     train_s: float
-    """Seconds inside training loops."""
+    """Seconds inside training loops, an earlier call's included."""
     worker_s: float
-    """Seconds of the whole evaluation."""
+    """Seconds of the whole evaluation, an earlier call's included."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Learning curves, learning rates that won, hash of the data."""
+    """Learning curves, learning rates that won, hash of the data, why no checkpoint could be used or written."""
+    rung: int = 0
+    """The rung that was scored; the last one where the training ended."""
+    trained_steps: int | None = None
+    """Of this call alone; None: all of them."""
+    rungs: tuple["Measured", ...] = ()
+    """What was scored at lower rungs on the way."""
+
+    @property
+    def new_steps(self) -> int:
+        """Steps of this call."""
+        return self.steps if self.trained_steps is None else self.trained_steps
 
 
 @dataclass(frozen=True, kw_only=True)

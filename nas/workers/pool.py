@@ -4,8 +4,9 @@ from typing import Protocol
 
 import torch
 
-from trainers.evaluate import Job, evaluate, probe
+from trainers.evaluate import Job, evaluate
 from trainers.outcome import Outcome
+from trainers.probe import probe
 
 
 class Pool(Protocol):

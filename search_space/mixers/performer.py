@@ -105,6 +105,14 @@ class PerformerMixer(Mixer):
         if self.redraw and self.steps % self.redraw == 0:
             self.directions.copy_(orthogonal_features(self.features, self.head_dim))
 
+    def get_extra_state(self) -> int:
+        """The steps since the beginning, without which a resumed training would draw at other times."""
+        return self.steps
+
+    def set_extra_state(self, state: int) -> None:
+        """Go on counting from there."""
+        self.steps = state
+
     def start(self, batch: int, max_len: int) -> PerformerState:  # noqa: ARG002
         device, shape = self.query.weight.device, (batch, self.heads, self.features, self.head_dim + 1)
         peak = None if self.sharpness is None else torch.full(shape[:2], NOTHING, device=device)

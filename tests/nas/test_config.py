@@ -185,3 +185,20 @@ def test_differences_show_every_leaf_that_changed() -> None:
 def test_a_stored_meaning_resolves_to_itself(tiny: Callable[..., dict[str, Any]]) -> None:
     for config in (resolve(tiny()), resolve()):
         assert meaning(resolve(meaning(config))) == meaning(config)
+
+
+@pytest.mark.parametrize(
+    ("rungs", "said"),
+    [
+        ({"shares": [0.5, 0.2]}, "the shares must rise"),
+        ({"shares": [0.3, 0.3]}, "the shares must rise"),
+        ({"shares": [0.3, 1.0]}, "rungs.shares.1 = 1.0"),
+        ({"shares": [0]}, "rungs.shares.0 = 0"),
+        ({"keep": 0}, "rungs.keep = 0"),
+        ({"chance": 0.05}, "rungs.chance = 0.05"),
+        ({"chanse": 0.2}, "unknown key rungs.chanse; did you mean chance"),
+    ],
+)
+def test_rungs_that_cannot_be_are_refused(rungs: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        resolve({"rungs": rungs})

@@ -4,7 +4,7 @@ import os
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from nas.prices import LatencyBook
 from nas.samplers.registry import make_sampler
 from nas.samplers.sampler import Aim
 from nas.search import Ending, Search
+from nas.workers.inline import InlinePool
 from storage.records import Axis, TrialRecord
 from storage.store import Store
 from trainers.evaluate import Job
@@ -357,3 +358,34 @@ def test_signals_are_the_callers_own_again_afterwards(house: House) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     house.search(Script(signals_at(1, signal.SIGINT)))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_every_rung_on_the_way_is_written_down(house: House) -> None:
+    rungs = {"shares": [0.25, 0.5], "keep": 1}
+    house.search(InlinePool(), {"rungs": rungs, "trials": 2, "tasks": {"mqar": {"steps": 4, "batch": 4}}})
+    for trial in house.trials:
+        assert trial.state == "done" and trial.result is not None and trial.result.rung == 2
+        assert [result.rung for result in trial.results] == [0, 1, 2]
+        assert [result.steps for result in trial.results] == [1, 2, 4]
+        assert all(0 <= result.quality <= 1 and result.details["metrics"] for result in trial.results)
+
+
+def test_a_study_without_rungs_answers_one_that_has_them(house: House) -> None:
+    house.search(Script(), {"trials": 3})
+    study = house.store.study("tiny")
+    assert study is not None
+    first = house.trials[0]
+    other = house.store.create_study(name="b", config={}, config_hash="b", axes=AXES, families={})
+    plan = make_plan(resolve(house.tiny({"trials": 1, "rungs": {"shares": [0.5], "keep": 1}})))
+    assert plan.evaluation_key(plan.starts[0].layout) == first.evaluation_key
+    sampler = make_sampler("random", plan.space, maximise=(True, False, False), seed=0)
+    pool = Script()
+    with ProgressWatcher(console(to_stderr=True), total=1, done=0) as watcher:
+        book = LatencyBook(store=house.store, machine=None, device="cpu")
+        Search(
+            plan=plan, store=house.store, study=other, pool=pool, sampler=sampler, book=book, watcher=watcher
+        ).run()
+    assert pool.submitted == []
+    (reused,) = house.store.trials(other)
+    assert first.result is not None
+    assert reused.state == "done" and reused.result == replace(first.result, rung=1)

@@ -151,7 +151,9 @@ def test_a_failed_trial_says_why_or_waits_again(store: Store, study: StudyRecord
 
 
 def test_only_a_waiting_trial_can_be_started(store: Store, study: StudyRecord, running: int, build) -> None:
-    with pytest.raises(StorageError, match="trial 0 of study 'first' is running: only a waiting one"):
+    with pytest.raises(
+        StorageError, match="trial 0 of study 'first' is running: only a waiting or pruned one"
+    ):
         store.start_trial(study, running)
     store.finish_trial(study, running, 1, build.result)
     with pytest.raises(StorageError, match="is done"):
@@ -324,3 +326,32 @@ def test_a_closed_store_refuses(store: Store) -> None:
     store.close()
     with pytest.raises(StorageError, match="was closed: open it again"):
         store.studies()
+
+
+def test_lower_rungs_are_committed_with_the_last_one(
+    store: Store, study: StudyRecord, running: int, build
+) -> None:
+    lower = [build.result_of(0.2, rung=0), build.result_of(0.3, rung=1)]
+    bad = replace(lower[1], quality=NAN)
+    with pytest.raises(ValueError, match="quality"):
+        store.finish_trial(study, running, 1, build.result_of(0.5, rung=2), passed=[lower[0], bad])
+    assert not store.finish_trial(study, running, 2, build.result_of(0.5, rung=2), passed=lower)
+    assert store.finish_trial(study, running, 1, build.result_of(0.5, rung=2), passed=lower)
+    trial = store.trial(study, running)
+    assert trial is not None and trial.result is not None
+    assert [(result.rung, result.quality) for result in trial.results] == [(0, 0.2), (1, 0.3), (2, 0.5)]
+    assert trial.result.rung == 2
+    done = [event for event in store.events(study=study) if event.kind == "trial_done"]
+    assert [event.payload["rung"] for event in done] == [2]
+
+
+def test_a_pruned_trial_may_go_on(store: Store, study: StudyRecord, running: int, build) -> None:
+    assert store.finish_trial(study, running, 1, build.result_of(0.2, rung=0), state="pruned")
+    assert store.start_trial(study, running) == 2
+    again = store.trial(study, running)
+    assert again is not None and (again.state, again.ended_at) == ("running", None)
+    assert not store.finish_trial(study, running, 1, build.result_of(0.9, rung=1))
+    assert store.finish_trial(study, running, 2, build.result_of(0.4, rung=1))
+    trial = store.trial(study, running)
+    assert trial is not None and trial.state == "done"
+    assert [result.quality for result in trial.results] == [0.2, 0.4]
