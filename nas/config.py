@@ -138,6 +138,11 @@ class RungsConfig(Section):
     trust: float = Field(default=0.4, ge=-1, le=1)
     """The least Kendall τ between a rung and the end at which the rung is heeded."""
 
+    @property
+    def stop(self) -> bool:
+        """Whether anybody may be stopped."""
+        return bool(self.shares) and self.keep < 1
+
     @model_validator(mode="after")
     def _rise(self) -> "RungsConfig":
         if any(low >= high for low, high in pairwise(self.shares)):
@@ -158,6 +163,9 @@ class Config(Section):
     time_limit_s: float = Field(default=600.0, gt=0)
     attempts: Count = 3
     """How often a trial that the machine lost is tried in all."""
+    checkpoints: str | None = None
+    """The folder where stopped trials rest; null: beside a SQLite file, or in ~/.cache/nas. Workers on several machines
+    need one that all of them see."""
     latency_cache: str | None = "~/.cache/nas/latency.db"
     """Latencies of this machine's devices, shared by all studies; null for none."""
     sampler: str = "layout"
@@ -173,7 +181,8 @@ class Config(Section):
 
 
 RUNNING_KEYS = (
-    "study", "storage", "trials", "workers", "pool", "ray_address", "time_limit_s", "attempts", "latency_cache",
+    "study", "storage", "trials", "workers", "pool", "ray_address", "time_limit_s", "attempts", "checkpoints",
+    "latency_cache",
 )  # fmt: skip
 """What may change when a study goes on: where and how long it runs, not what it means."""
 
@@ -297,6 +306,11 @@ def check(config: Config) -> None:
     read_rules(config.space.constraints, config.tasks, target)
     assert config.target.dtype in DTYPE_BYTES
     read_objectives(config.objectives, config.tasks, target)
+
+
+def of_study(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that a study keeps; a key that is younger than the study has its default."""
+    return {key: value for key, value in stored.items() if key != "data_sha256"}
 
 
 def meaning(config: Config) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def trial_row(trial: TrialRecord) -> dict[str, Any]:
         "attempts": trial.attempts,
         "scores": dict(result.scores) if result else {},
         "quality": result.quality if result else None,
+        "rung": result.rung if result else None,
         "origin": trial.origin,
         "latency_ms": trial.costs.get("latency_ms"),
         "kv_bytes": int(trial.costs["kv_bytes"]),

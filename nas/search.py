@@ -5,21 +5,24 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from nas.bounds import Bounds
+from nas.climb import Climb, calibrations
 from nas.errors import Refused
 from nas.front import front, hypervolume, values_of
 from nas.plan import Plan
 from nas.prices import LatencyBook, price
+from nas.results import records_of
 from nas.samplers.sampler import Known, Proposal, Sampler
 from nas.workers.pool import Pool
 from search_space.cost import at_depth
 from search_space.layout import Layout, from_json
-from storage.records import LayoutRecord, NewTrial, ResultRecord, StudyRecord, TrialRecord
+from storage.records import LayoutRecord, NewTrial, StudyRecord, TrialRecord
 from storage.store import Store
+from trainers.evaluate import Job
 from trainers.outcome import Lost, Measured, Outcome, Unfit
 
 MOST_ASKED = 60
@@ -81,6 +84,12 @@ class Search:
     tokens: dict[int, int] = field(default_factory=dict)
     running: dict[int, int] = field(default_factory=dict)
     """Trial number to attempt."""
+    climb: Climb | None = None
+    """Where rungs may stop a trial."""
+    jobs: dict[int, Job] = field(default_factory=dict)
+    """What runs, by trial number."""
+    told: dict[int, list[float]] = field(default_factory=dict)
+    """What the sampler was told to expect of trials that rest."""
     skipped: int = 0
     stop_asked: bool = False
     stopped: bool = False
@@ -95,6 +104,7 @@ class Search:
         with self.store.writer(self.study), self._heeding_signals():
             try:
                 exhausted = self._loop()
+                self._close_rungs()
                 self._check_front()
             except (Stopped, KeyboardInterrupt):
                 self._put_back()
@@ -118,8 +128,13 @@ class Search:
             while len(self.running) < self.pool.capacity and not self.stop_asked:
                 if waiting:
                     self._run_trial(waiting.pop(0))
+                elif self.climb and (number := self.climb.next(waiting)) is not None:
+                    self._run_trial(number)
                 elif exhausted or len(self.trials) >= self.plan.config.trials:
-                    break
+                    number = self.climb.owed(waiting) if self.climb else None
+                    if number is None:
+                        break
+                    self._run_trial(number)
                 elif starts:
                     start = starts.pop(0)
                     params = self.plan.space.params_of(start.layout) or {}
@@ -144,7 +159,15 @@ class Search:
         """Fill the memory, and the sampler's, from the tables."""
         for trial in self.store.trials(self.study):
             self.trials[trial.number] = trial
+            if self.climb:
+                self.climb.see(trial)
+        if self.climb:
+            self.told = dict(self.climb.expected())
+            # What was said before the search went on is not said again.
+            self.climb.doubts()
+        for trial in self.trials.values():
             values = values_of(trial, self.study.axes) if trial.state == "done" else None
+            values = self.told.get(trial.number, values)
             failed = trial.state in ("unfit", "lost")
             known = Known(params=trial.params, attrs=trial.sampler_attrs, values=values, failed=failed)
             self.tokens[trial.number] = self.sampler.learn(known)
@@ -155,6 +178,7 @@ class Search:
     def _propose(self) -> Proposal | None:
         """A pattern that keeps the constraints and is not known yet; None when the space holds no other."""
         number = len(self.trials)
+        self._tell_expected()
         for attempt in range(MOST_ASKED):
             proposal = self.sampler.ask(number, attempt)
             why = self.bounds.why_not(proposal.layout)
@@ -165,6 +189,13 @@ class Search:
                 self.skipped += 1
                 self.watcher.skipped(proposal.layout, why)
         return self._draw_unknown(number)
+
+    def _tell_expected(self) -> None:
+        """Tell the sampler what the rungs let expect of trials that have not been trained to the end."""
+        for number, values in (self.climb.expected() if self.climb else {}).items():
+            if self.told.get(number) != values:
+                self.sampler.tell(self.tokens[number], values)
+                self.told[number] = values
 
     def _draw_unknown(self, number: int) -> Proposal | None:
         """When the sampler repeats itself: a random pattern, so that no trial is wasted."""
@@ -185,7 +216,7 @@ class Search:
         return Proposal(layout=layout, params=params, token=token)
 
     def _open(self, proposal: Proposal, origin: str) -> None:
-        """Price a proposal, write it down, and run it unless its result is known already."""
+        """Price a proposal, write it down, and run it."""
         layout = proposal.layout
         try:
             priced = price(self.plan, layout, self.book)
@@ -204,63 +235,73 @@ class Search:
             ),
         )
         self.trials[trial.number], self.tokens[trial.number] = trial, proposal.token
-        known = self.store.find_result(trial.evaluation_key)
-        if known is None:
-            self._run_trial(trial.number)
-        else:
-            attempt = self.store.start_trial(self.study, trial.number)
-            # Another study may have had other rungs on its way; the end is the same.
-            known = replace(known, rung=len(self.plan.budget.rungs))
-            self.store.finish_trial(self.study, trial.number, attempt, known)
-            self._ended(trial.number, reused=True)
+        self._run_trial(trial.number)
 
     def _run_trial(self, number: int) -> None:
+        """Send a trial on, unless its result is known already: from another study, or from a layout with the same proxy."""
         trial = self.trials[number]
+        known = self.store.find_result(trial.evaluation_key)
+        if known is not None:
+            # Another study may have had other rungs on its way; the end is the same.
+            details = {**known.details, "new_steps": 0}
+            known = replace(known, rung=len(self.plan.budget.rungs), details=details)
+            attempt = self.store.start_trial(self.study, number)
+            self.store.finish_trial(self.study, number, attempt, known)
+            self._ended(number, reused=True)
+            return
+        if self.climb:
+            self.climb.see(trial)
+            job = self.climb.job(trial)
+            self.climb.see(trial, heading=job.goal)
+        else:
+            job = self.plan.job(from_json(trial.layout.layers))
         self.running[number] = self.store.start_trial(self.study, number)
+        self.jobs[number] = job
         self.watcher.started(trial)
-        self.pool.submit(number, self.plan.job(from_json(trial.layout.layers)))
+        self.pool.submit(number, job)
 
     def _settle(self, number: int, outcome: Outcome) -> int | None:
         """Write an outcome down; a trial that the machine lost is returned while it may be tried again."""
-        attempt = self.running.pop(number)
+        attempt, job = self.running.pop(number), self.jobs.pop(number)
         match outcome:
             case Measured():
-                passed = [self._record(lower) for lower in outcome.rungs]
-                self.store.finish_trial(self.study, number, attempt, self._record(outcome), passed=passed)
+                stored = {result.rung for result in self.trials[number].results}
+                *passed, result = records_of(outcome, stored, self.plan.config.seed)
+                state: Literal["done", "pruned"] = (
+                    "done" if outcome.rung == len(self.plan.budget.rungs) else "pruned"
+                )
+                self.store.finish_trial(self.study, number, attempt, result, state=state, passed=passed)
+                if why := outcome.details.get("restarted", outcome.details.get("checkpoint")):
+                    self.watcher.note(f"trial {number}: {why}")
             case Unfit(why=why):
                 self.store.fail_trial(self.study, number, attempt, "unfit", why)
             case Lost(why=why):
-                again = attempt < self.plan.config.attempts
+                # What brought a result was not lost.
+                again = attempt - len(self.trials[number].results) < self.plan.config.attempts
                 self.store.fail_trial(self.study, number, attempt, "waiting" if again else "lost", why)
                 if again:
+                    if self.climb:
+                        self.climb.see(self.trials[number])
                     self.watcher.note(f"trial {number} was lost and is tried again: {why}")
                     return number
+        if self.climb:
+            self.climb.settled(number, job)
         self._ended(number, reused=False)
         return None
-
-    def _record(self, outcome: Measured) -> ResultRecord:
-        return ResultRecord(
-            rung=outcome.rung,
-            quality=outcome.quality,
-            scores=outcome.scores,
-            details={
-                **outcome.details,
-                "metrics": dict(outcome.metrics),
-                "new_steps": outcome.new_steps,
-            },
-            steps=outcome.steps,
-            tokens=outcome.tokens,
-            train_s=outcome.train_s,
-            worker_s=outcome.worker_s,
-            seed=self.plan.config.seed,
-        )
 
     def _ended(self, number: int, *, reused: bool) -> None:
         trial = self.store.trial(self.study, number)
         assert trial is not None
         self.trials[number] = trial
-        values = values_of(trial, self.study.axes) if trial.state == "done" else None
-        self.sampler.tell(self.tokens[number], values)
+        self._note_rungs(trial)
+        if trial.state == "pruned":
+            self._tell_expected()
+        else:
+            self.told.pop(number, None)
+            self.sampler.tell(
+                self.tokens[number],
+                values_of(trial, self.study.axes) if trial.state == "done" else None,
+            )
         done = list(self.trials.values())
         best = front(done, self.study.axes)
         self.watcher.ended(
@@ -269,6 +310,28 @@ class Search:
             best=best[0] if best else None,
             reused=reused,
         )
+
+    def _note_rungs(self, trial: TrialRecord) -> None:
+        """Let the rungs see how a trial ended, and say which of them lost their trust by it."""
+        if self.climb is None:
+            return
+        self.climb.see(trial)
+        doubts = self.climb.doubts()
+        for text in doubts:
+            self.watcher.note(text)
+        if doubts:
+            self._log_calibration()
+
+    def _log_calibration(self) -> None:
+        if self.climb is not None:
+            rungs = [asdict(own) for own in calibrations(self.climb.ladder)]
+            self.store.log(self.study, "rungs_calibrated", {"rungs": rungs})
+
+    def _close_rungs(self) -> None:
+        """Note what the rungs are worth; when all is done, let the checkpoints go."""
+        self._log_calibration()
+        if self.climb is not None and not self.stop_asked:
+            self.climb.close()
 
     def _check_front(self) -> None:
         """Run the front's networks end to end, since a sum over layers is only nearly their latency."""

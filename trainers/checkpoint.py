@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,17 @@ def forget(directory: str, key: str, rung: int) -> None:
     # The JSON first: what is left of a removal that was cut off is then no checkpoint.
     place.with_suffix(".json").unlink(missing_ok=True)
     place.unlink(missing_ok=True)
+
+
+def sweep(directory: str) -> None:
+    """Take every checkpoint in a folder away, half-written ones too, and the folder if nothing else is in it."""
+    folder = Path(directory).expanduser()
+    for place in folder.glob("*-rung*.*"):
+        if place.suffix in (".json", ".safetensors", ".part"):
+            place.unlink(missing_ok=True)
+    with suppress(OSError):
+        # Not empty, or never made.
+        folder.rmdir()
 
 
 def _settle(path: Path) -> None:

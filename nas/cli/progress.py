@@ -19,6 +19,10 @@ class ProgressWatcher:
     def __init__(self, console: Console, *, total: int, done: int) -> None:
         self.console, self.total = console, total
         self.done = self.before = done
+        self.over: set[int] = set()
+        self.again: set[int] = set()
+        """Those that rested before, and are counted already."""
+        self.resting: set[int] = set()
         self.running = 0
         self.skips = 0
         self.volumes: list[float] = []
@@ -50,6 +54,9 @@ class ProgressWatcher:
     def started(self, trial: TrialRecord) -> None:
         """One more is running."""
         self.running += 1
+        self.resting.discard(trial.number)
+        if trial.results:
+            self.again.add(trial.number)
         self._show()
         if self.progress is None and self.done == self.before and self.running == 1:
             self._line(f"first trial running: {trial.layout.text}")
@@ -58,20 +65,29 @@ class ProgressWatcher:
         self, trial: TrialRecord, *, hypervolume: float, best: TrialRecord | None, reused: bool
     ) -> None:
         """One trial less to come."""
-        self.done += 1
+        # One that rests at a rung may go on later, and end once more.
+        if trial.number not in self.again:
+            self.over.add(trial.number)
+        self.done = self.before + len(self.over)
+        if trial.state == "pruned":
+            self.resting.add(trial.number)
         self.running = max(0, self.running - (0 if reused else 1))
         self.volumes.append(hypervolume)
         self.best = best
         self._show()
         result = trial.result
-        ending = f"quality {result.quality:.3f}" if result else f"{trial.state}: {trial.why}"
+        ending = f"{trial.state}: {trial.why}"
+        if result is not None and trial.state in ("done", "pruned"):
+            ending = f"quality {result.quality:.3f}" + (
+                f" at rung {result.rung + 1}, rests" if trial.state == "pruned" else ""
+            )
         known = ", known already" if reused else ""
         if self.progress is None:
             self._line(
                 f"[{self.done}/{self.total}] trial {trial.number} {trial.layout.text} ({trial.origin}): "
                 f"{ending}{known}; hypervolume {hypervolume:.3f}, {self._left()}"
             )
-        elif trial.state != "done":
+        elif trial.state not in ("done", "pruned"):
             self._line(f"trial {trial.number} {trial.layout.text}: {ending}")
 
     def skipped(self, layout: Layout, why: str) -> None:
@@ -113,6 +129,8 @@ class ProgressWatcher:
         parts = [f"{self.running} running", self._left()]
         if self.volumes:
             parts.append(f"hypervolume {self.volumes[-1]:.3f} {spark(self.volumes)}")
+        if self.resting:
+            parts.append(f"{len(self.resting)} stopped early")
         if self.skips:
             parts.append(f"skipped {self.skips}")
         if self.best is not None and self.best.result is not None:

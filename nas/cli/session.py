@@ -17,7 +17,9 @@ from nas.bounds import Bounds
 from nas.cli.output import console, print_json, say
 from nas.cli.picture import beaten_lines, front_letters, front_table, legend, scatter
 from nas.cli.progress import ProgressWatcher
-from nas.config import Config, differences, hash_of, meaning, resolve
+from nas.cli.rung_lines import rung_lines, rungs_json
+from nas.climb import climb_of, ladder_of, rules_of
+from nas.config import Config, differences, hash_of, meaning, of_study, resolve
 from nas.errors import EXIT_INTERRUPTED, EXIT_NOTHING, Refused, reading_input
 from nas.front import beaten, finished, front, hypervolume, row, trained_axis
 from nas.plan import Plan, families, make_plan
@@ -79,8 +81,7 @@ def _with_study(first: Config, given: Mapping[str, Any], known: StudyRecord | No
     """A study that is there brings its own configuration; what was given now stands above it."""
     if known is None:
         return first
-    stored = {key: value for key, value in known.config.items() if key != "data_sha256"}
-    return resolve(stored, given)
+    return resolve(of_study(known.config), given)
 
 
 def _stored(plan: Plan) -> dict[str, Any]:
@@ -143,6 +144,12 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
     ]
     if plan.rules.limits or plan.rules.params:
         lines.append(f"bounds   {_bound_words(plan)}")
+    if config.rungs.stop:
+        shares = ", ".join(f"{share * 100:.0f}" for share in config.rungs.shares)
+        lines.append(
+            f"rungs    at {shares} % of the steps; the best {config.rungs.keep * 100:.0f} % go on, "
+            f"{config.rungs.chance * 100:.0f} % by chance, and whatever may still join the front"
+        )
     already = sum(done.values())
     if already:
         lines.append(f"goes on  {already} trials are there, {max(0, config.trials - already)} to come")
@@ -157,7 +164,8 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
     left = config.trials - already
     if left > 0:
         seconds = _seconds_a_trial(plan) * left / (1 if _inline(config) else config.workers) + OVERHEAD_S
-        say(f"about {quantities.duration(seconds)}. Ctrl-C stops cleanly; the same command goes on.")
+        about = "at most about" if config.rungs.stop else "about"
+        say(f"{about} {quantities.duration(seconds)}. Ctrl-C stops cleanly; the same command goes on.")
 
 
 def _toward(plan: Plan) -> str:
@@ -202,7 +210,7 @@ def _search(
     there = store.counts(study)
     ended = sum(there[state] for state in ("done", "pruned", "unfit", "lost"))
     waiting = there["waiting"] + there["running"]
-    if ended >= config.trials and not waiting:
+    if ended >= config.trials and not waiting and not _resting(plan, store, study):
         say(f"the study has its {config.trials} trials; nothing is left to train")
         return Ending(interrupted=False, exhausted=False, skipped=0)
     with reading_input():
@@ -221,10 +229,20 @@ def _search(
                 book=book,
                 watcher=watcher,
                 given_bounds=bounds,
+                climb=climb_of(plan, study),
             )
             return search.run()
     finally:
         pool.stop()
+
+
+def _resting(plan: Plan, store: Store, study: StudyRecord) -> bool:
+    """Whether somebody rests at a rung who is to go on."""
+    rules = rules_of(plan.config.rungs, plan.config.seed)
+    if rules is None:
+        return False
+    ladder = ladder_of(rules, study.axes, store.trials(study))
+    return bool(ladder.promotable() or ladder.protected())
 
 
 def _make_pool(config: Config) -> Pool:
@@ -255,6 +273,7 @@ def _tell(
                 "trials": store.counts(study),
                 "hypervolume": volume,
                 "front": [row(trial, study.axes) for trial in best],
+                "rungs": rungs_json(trials, study),
             }
         )
     else:
@@ -325,3 +344,6 @@ def show_front(
             highlight=False,
             soft_wrap=True,
         )
+    rungs = rung_lines(trials, study)
+    if rungs:
+        out.print("\n" + "\n".join(rungs), markup=False, highlight=False, soft_wrap=True)

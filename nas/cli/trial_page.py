@@ -57,9 +57,14 @@ def print_trial(
     metrics = ", ".join(f"{name} {value:.3f}" for name, value in result.details.get("metrics", {}).items())
     out.print(f"quality {result.quality:.3f}: {scores}", highlight=False)
     out.print(f"  {metrics}", highlight=False, soft_wrap=True)
-    better = sum(1 for other in trials if other.result and other.result.quality > result.quality)
+    # Qualities of one rung only can be compared.
+    rivals = [own for other in trials for own in other.results if own.rung == result.rung]
+    better = sum(1 for own in rivals if own.quality > result.quality)
+    there = (
+        f"{len(rivals)} trials" if trial.state == "done" else f"{len(rivals)} trials that came to this rung"
+    )
     out.print(
-        f"  {better} of {sum(1 for other in trials if other.result)} trials have a higher quality",
+        f"  {better} of {there} have a higher quality",
         highlight=False,
     )
     share = result.train_s / result.worker_s if result.worker_s else 0.0

@@ -1,10 +1,14 @@
 """`nas trials`: every trial of a study, and how it ended."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nas.cli.options import JsonOption, StorageOption, StudyOption
+
+if TYPE_CHECKING:
+    from storage.records import ResultRecord
 
 NAME = "trials"
 
@@ -13,7 +17,8 @@ def command(
     study: StudyOption = None,
     storage: StorageOption = None,
     state: Annotated[
-        list[str] | None, typer.Option(help="Only those: done, pruned, unfit, lost, running, waiting.")
+        list[str] | None,
+        typer.Option(help="Only those: done, pruned (stopped at a rung), unfit, lost, running, waiting."),
     ] = None,
     json: JsonOption = False,
 ) -> int:
@@ -39,10 +44,13 @@ def command(
         print_json([trial_row(trial) for trial in trials])
         return 0
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shares = record.config.get("rungs", {}).get("shares", ())
     for title in ("trial", "state", "layout", "strip", "quality", "decode", "cache", "origin", "why"):
         table.add_column(
             title, justify="right" if title in ("trial", "quality", "decode", "cache") else "left"
         )
+        if title == "quality" and shares:
+            table.add_column("of steps", justify="right")
     for trial in trials:
         table.add_row(
             str(trial.number),
@@ -50,6 +58,7 @@ def command(
             Text(trial.layout.text),
             strip(trial.layout.layers, record.families),
             f"{trial.result.quality:.3f}" if trial.result else "",
+            *([_reached(trial.result, shares)] if shares else []),
             quantities.milliseconds(trial.costs["latency_ms"]),
             quantities.size(trial.costs["kv_bytes"]),
             trial.origin,
@@ -57,3 +66,10 @@ def command(
         )
     console().print(table)
     return 0
+
+
+def _reached(result: "ResultRecord | None", shares: Sequence[float]) -> str:
+    """The share of the steps after which the trial was scored last."""
+    if result is None:
+        return ""
+    return f"{[*shares, 1.0][min(result.rung, len(shares))] * 100:.0f} %"

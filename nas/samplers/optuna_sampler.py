@@ -15,6 +15,7 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from nas.samplers.evolution import EvolutionSampler
@@ -68,6 +69,13 @@ MAKERS: dict[str, Callable[[int], BaseSampler]] = {
 on the trials known so far, and not on how often the search was interrupted. Ours promise that by themselves."""
 
 
+class Revisable(InMemoryStorage):
+    """Optuna's memory, in which a finished trial may be told again: what was expected of it gives way to what it is."""
+
+    def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
+        """Every trial is."""
+
+
 class OptunaChooser:
     """Lets an Optuna trial pick."""
 
@@ -89,7 +97,10 @@ class OptunaSampler:
         self.options = space.distributions()
         self.make = MAKERS.get(name)
         sampler = self._own(name) if self.make is None else self.make(seed)
-        self.study = optuna.create_study(sampler=sampler, directions=["minimize"] * len(aim.axes))
+        self.memory = Revisable()
+        self.study = optuna.create_study(
+            storage=self.memory, sampler=sampler, directions=["minimize"] * len(aim.axes)
+        )
 
     def _own(self, name: str) -> BaseSampler:
         if name == "evolution":
@@ -136,13 +147,18 @@ class OptunaSampler:
         )
 
     def tell(self, token: int, values: Sequence[float] | None) -> None:
-        """End a trial of the memory."""
+        """End a trial of the memory, or end it otherwise than was told before."""
         if token < 0:
             return
-        if values is None:
-            self.study.tell(token, state=TrialState.FAIL)
-        else:
-            self.study.tell(token, self.aim.losses(values))
+        losses = None if values is None else self.aim.losses(values)
+        trial = self.study.get_trials(deepcopy=False)[token]
+        if not trial.state.is_finished():
+            self.study.tell(token, losses, state=TrialState.FAIL if values is None else None)
+            return
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        study_id = self.memory.get_study_id_from_name(self.study.study_name)
+        trial_id = self.memory.get_trial_id_from_study_id_trial_number(study_id, token)
+        self.memory.set_trial_state_values(trial_id, state, losses)
 
 
 def _seed(*parts: int) -> int:

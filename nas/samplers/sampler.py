@@ -47,7 +47,10 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """A trial as a sampler is told of it; `values` is None while it runs, and where it failed."""
+    """A trial as a sampler is told of it; `values` is None while it runs, and where it failed.
+
+    Of one that rests at a rung they are the values that are expected at its end.
+    """
 
     params: Mapping[str, Any]
     attrs: Mapping[str, Any]
@@ -65,4 +68,7 @@ class Sampler(Protocol):
         """A pattern for trial `number`; a later `attempt` follows a proposal that could not be used."""
 
     def tell(self, token: int, values: Sequence[float] | None) -> None:
-        """Objective values in the order of the axes, or None for a pattern that gave none."""
+        """Objective values in the order of the axes, or None for a pattern that gave none.
+
+        A trial that rests at a rung is told with what is expected of it; told again, the later values stand.
+        """

@@ -50,7 +50,8 @@ def search(run: Run, config_file: Callable[..., str], url: str) -> Run:
 def test_search_answers_with_one_object(search: Run, url: str) -> None:
     said = search("--json")
     assert said.code == 0
-    assert set(said.json) == {"study", "storage", "trials", "hypervolume", "front"}
+    assert set(said.json) == {"study", "storage", "trials", "hypervolume", "front", "rungs"}
+    assert said.json["rungs"] is None
     assert (said.json["study"], said.json["storage"]) == ("tiny", url)
     counts = {"done": 6, "waiting": 0, "running": 0, "pruned": 0, "unfit": 0, "lost": 0}
     assert said.json["trials"] == counts

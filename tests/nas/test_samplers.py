@@ -180,6 +180,26 @@ def test_a_rebuilt_sampler_goes_on_as_one_that_was_never_interrupted(
         assert rebuilt.ask(count + 1, attempt).layout == steady.ask(count + 1, attempt).layout
 
 
+@pytest.mark.parametrize("failed", [False, True])
+def test_what_is_told_again_takes_the_place_of_what_was_told(
+    make: Callable[..., Sampler], failed: bool
+) -> None:
+    """As of a trial that rested at a rung and went on: later nobody can tell that it was ever guessed."""
+    guessed, straight = make(), make()
+    told = drive(straight, 14)
+    for number, proposal in enumerate(told):
+        token = guessed.learn(known(proposal, (0.9, 0.5)))
+        values = None if failed and number == 5 else judge(proposal)
+        guessed.tell(token, (0.1, 9.0))
+        guessed.tell(token, values)
+    plain = make()
+    for number, proposal in enumerate(told):
+        token = plain.learn(known(proposal, None))
+        plain.tell(token, None if failed and number == 5 else judge(proposal))
+    for attempt in range(3):
+        assert guessed.ask(14, attempt).layout == plain.ask(14, attempt).layout
+
+
 def test_nothing_is_written_and_nothing_warned(
     make: Callable[..., Sampler], many: int, capfd: pytest.CaptureFixture[str]
 ) -> None:

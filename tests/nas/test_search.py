@@ -245,7 +245,8 @@ def test_a_lost_trial_is_tried_again_even_when_the_space_is_used_up(house: House
     house.search(Script(answer, capacity=4), {"trials": 500})
     assert set(house.states) == {"done"}
     late = [count for number, count in tries.items() if number >= 10]
-    assert late and set(late) == {2}
+    # One whose proxy is that of another layout may find the answer there.
+    assert late.count(2) >= 3 and set(late) <= {1, 2}
 
 
 def _layout(trial: TrialRecord) -> Any:
@@ -275,7 +276,11 @@ def test_a_result_of_another_study_is_taken_over_and_not_trained(house: House) -
         ).run()  # fmt: skip
     assert pool.submitted == []
     taken = house.store.trials(other)
-    assert [trial.result for trial in taken] == [trial.result for trial in house.trials]
+    for trial, first in zip(taken, house.trials, strict=True):
+        assert trial.result is not None and first.result is not None
+        # The steps were trained there, and are counted there.
+        details = {**first.result.details, "new_steps": 0}
+        assert trial.result == replace(first.result, details=details)
     assert [trial.state for trial in taken] == ["done"] * 6
 
 
@@ -388,4 +393,5 @@ def test_a_study_without_rungs_answers_one_that_has_them(house: House) -> None:
     assert pool.submitted == []
     (reused,) = house.store.trials(other)
     assert first.result is not None
-    assert reused.state == "done" and reused.result == replace(first.result, rung=1)
+    details = {**first.result.details, "new_steps": 0}
+    assert reused.state == "done" and reused.result == replace(first.result, rung=1, details=details)

@@ -1,0 +1,294 @@
+"""Who goes on from a rung: ranks, chance, the bound and its promise, trust, and what is expected of those that rest."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nas.rungs import NEAREST, TRUST_PAIRS, Ladder, Rules, Standing, crowding
+from storage.records import Axis
+
+AXES = (
+    Axis(name="quality", maximise=True, low=0.0, high=1.0, log=False),
+    Axis(name="kv_bytes", maximise=False, low=1.0, high=1000.0, log=True),
+)
+RULES = Rules(rungs=2, keep=1 / 3, chance=0.0, trust=0.4, seed=0)
+
+
+def stands(number: int, cost: float, *qualities: float, heading: int | None = None) -> Standing:
+    """A trial that was scored at the first rungs, one after another."""
+    values = {rung: (quality, cost) for rung, quality in enumerate(qualities)}
+    return Standing(number=number, values=values, heading=heading)
+
+
+def ladder(standings: Sequence[Standing], rules: Rules = RULES) -> Ladder:
+    return Ladder(rules, AXES, [0], standings)
+
+
+def paired(count: int, gain: float = 0.2, first: int = 100) -> list[Standing]:
+    """Trials that went to the end and gained the same on the way, all of them dear."""
+    return [
+        stands(first + i, 900.0, 0.1 + 0.5 * i / count, 0.1 + 0.5 * i / count, gain + 0.1 + 0.5 * i / count)
+        for i in range(count)
+    ]
+
+
+def test_the_best_third_by_rank_goes_on() -> None:
+    """Without a bound it is plain successive halving: quality 0.9, 0.8, … at equal cost."""
+    rules = replace(RULES, bound=False)
+    resting = [stands(i, 10.0, 0.9 - i / 10) for i in range(9)]
+    assert ladder(resting, rules).promotable() == [0, 1, 2]
+    assert ladder(resting[:2], rules).promotable() == []
+    assert ladder(resting[:3], rules).promotable() == [0]
+
+
+def test_those_that_went_on_already_take_their_places() -> None:
+    rules = replace(RULES, bound=False)
+    resting = [stands(i, 10.0, 0.9 - i / 10) for i in range(9)]
+    resting[0] = stands(0, 10.0, 0.9, 0.95)
+    resting[1] = stands(1, 10.0, 0.8, heading=1)
+    assert ladder(resting, rules).promotable() == [2]
+
+
+def test_cost_counts_in_the_rank() -> None:
+    rules = replace(RULES, bound=False)
+    cheap = stands(7, 1.0, 0.2)
+    dear = [stands(i, 100.0, 0.9 - i / 10) for i in range(5)]
+    # Only the best of the dear ones and the cheap one are beaten by nobody.
+    assert set(ladder([*dear, cheap], rules).promotable()) == {0, 7}
+
+
+def test_higher_rungs_come_first() -> None:
+    rules = replace(RULES, bound=False)
+    low = [stands(i, 10.0, 0.9 - i / 10) for i in range(3)]
+    high = [stands(10 + i, 10.0, 0.1, 0.5 - i / 10) for i in range(3)]
+    assert ladder([*low, *high], rules).promotable() == [10, 0, 1]
+
+
+def test_ties_are_spread() -> None:
+    """Of five that nobody beats, the ends of the front come first, then the one with most room around it."""
+    points = [(0.1, 1.0), (0.5, 30.0), (0.51, 31.0), (0.55, 40.0), (0.97, 900.0)]
+    rules = replace(RULES, keep=0.6, bound=False)
+    resting = [stands(i, cost, quality) for i, (quality, cost) in enumerate(points)]
+    assert set(ladder(resting, rules).promotable()) == {0, 4, 3}
+    room = crowding(np.array([[0.0, 1.0], [0.1, 0.9], [0.5, 0.5], [1.0, 0.0]]))
+    assert room.tolist() == [math.inf, pytest.approx(1.0), pytest.approx(1.8), math.inf]
+
+
+def test_chance_is_a_draw_by_seed_and_number_alone() -> None:
+    drawn = [ladder([], replace(RULES, chance=0.1)).by_chance(number) for number in range(2000)]
+    assert 150 < sum(drawn) < 250
+    other = [ladder([], replace(RULES, chance=0.1, seed=1)).by_chance(number) for number in range(2000)]
+    assert drawn != other
+    lucky = drawn.index(True)
+    rules = replace(RULES, chance=0.1, bound=False)
+    assert ladder([], rules).goal(lucky, -1) == 2
+    assert ladder([], rules).goal(drawn.index(False), -1) == 0
+    # One that was not known to be lucky, as its study was made by hand, is not left behind.
+    assert lucky in ladder([stands(lucky, 900.0, 0.01), *paired(9)], rules).promotable()
+
+
+def test_until_there_are_pairs_the_first_go_to_the_end() -> None:
+    """A promise of one in ten needs nine pairs; those on their way count."""
+    resting = [stands(i, 10.0 + i, 0.5) for i in range(20)]
+    assert ladder(resting).needed == 9
+    assert set(ladder(resting).promotable()) == set(range(9))
+    some = [replace(one, heading=2) if one.number < 4 else one for one in resting]
+    assert set(ladder(some).promotable()) - {0, 1, 2, 3} >= set(range(4, 9))
+    enough = [*paired(9), *(stands(i, 950.0, 0.01) for i in range(20))]
+    assert ladder(enough).promotable() == []
+    # One that gave no result is waited for no longer.
+    failed = [replace(one, over=True) if one.number == 3 else one for one in resting]
+    assert 9 in ladder(failed).promotable() and 3 not in ladder(failed).promotable()
+
+
+def test_without_pairs_the_bound_is_the_best_there_is() -> None:
+    few = ladder([*paired(8), stands(0, 950.0, 0.01)])
+    assert few.bounds(0, [(0.01, 950.0)]).tolist() == [[-1.0, 950.0]]
+    assert few.protected() == [0]
+
+
+def test_the_bound_adds_what_the_nearest_gained() -> None:
+    """Those near 0.1 gained 0.5, those near 0.6 gained 0.1."""
+    low = [stands(i, 900.0, 0.1 + i / 1000, 0.1, 0.6 + i / 1000) for i in range(NEAREST)]
+    high = [stands(50 + i, 900.0, 0.6 + i / 1000, 0.6, 0.7 + i / 1000) for i in range(NEAREST)]
+    bounds = ladder([*low, *high]).bounds(0, [(0.11, 5.0), (0.61, 5.0), (0.7, 5.0), (0.0, 5.0)])
+    assert bounds[:, 0] == pytest.approx([-0.61, -0.71, -0.8, -0.5]) and bounds[:, 1].tolist() == [5.0] * 4
+    # Nothing is better than the best, and nobody is expected to lose what it has.
+    falling = [stands(i, 900.0, 0.6 + i / 100, 0.5, 0.3) for i in range(NEAREST)]
+    assert ladder(falling).bounds(0, [(0.5, 5.0)])[0, 0] == pytest.approx(-0.5)
+    rising = [stands(i, 900.0, 0.1, 0.5, 0.9) for i in range(NEAREST)]
+    assert ladder(rising).bounds(0, [(0.5, 5.0)])[0, 0] == -1.0
+
+
+def test_what_may_join_the_front_is_protected() -> None:
+    """All gain 0.2, and the best that was trained, at cost 900, ends at 0.75."""
+    trained = paired(10)
+    best = max(one.values[2][0] for one in trained)
+    resting = [stands(0, 950.0, best - 0.21), stands(1, 950.0, best - 0.19), stands(2, 1.0, 0.0)]
+    own = ladder([*trained, *resting])
+    assert own.protected() == [1, 2]
+    assert ladder([*trained, *resting], replace(RULES, bound=False)).protected() == []
+    # One that equals a point of the front joins it.
+    assert ladder([*trained, stands(0, 900.0, best - 0.2)]).protected() == [0]
+
+
+@given(seed=st.integers(0, 10**6), gains=st.floats(0.05, 0.3), columns=st.integers(1, 2))
+@settings(max_examples=25, deadline=None)
+def test_the_bound_keeps_its_promise(seed: int, gains: float, columns: int) -> None:
+    """Of those like the pairs, at most one in ten ends better than its bound, but for the luck of so few draws."""
+    rng = np.random.default_rng(seed)
+    axes = tuple(replace(AXES[0], name=f"score{column}") for column in range(columns))
+    at = rng.uniform(0, 0.5, (400, columns))
+    end = np.clip(at + rng.gamma(2.0, gains / 2, (400, columns)), 0, 1)
+    both = [Standing(number=i, values={0: at[i], 1: end[i]}) for i in range(200)]
+    rules = replace(RULES, rungs=1)
+    own = Ladder(rules, axes, range(columns), both)
+    bounds = own.bounds(0, at[200:])
+    assert ((-end[200:] < bounds - 1e-12).any(axis=1)).mean() <= 0.17
+
+
+def test_a_rung_that_orders_otherwise_than_the_end_is_not_trusted() -> None:
+    def trials(count: int, order: int) -> list[Standing]:
+        return [stands(i, 10.0, 0.1 + i / 100, 0.2 + i / 100, 0.5 + order * i / 100) for i in range(count)]
+
+    resting = [stands(90 + i, 950.0, 0.01) for i in range(3)]
+    assert ladder([*trials(TRUST_PAIRS, 1), *resting]).trusted == (True, True)
+    against = ladder([*trials(TRUST_PAIRS, -1), *resting])
+    assert against.trusted == (False, False)
+    assert set(against.promotable()) == {90, 91, 92} and against.goal(99, -1) == 2
+    assert ladder([*trials(TRUST_PAIRS - 1, -1), *resting]).trusted == (True, True)
+    # A rung where all are alike orders nothing.
+    flat = [stands(i, 10.0, 0.1, 0.2 + i / 100, 0.5 + i / 100) for i in range(TRUST_PAIRS)]
+    assert ladder(flat).trusted == (False, True)
+    assert ladder(flat).goal(99, -1) == 1
+
+
+def test_what_went_on_by_chance_judges_a_rung_where_it_is_enough() -> None:
+    rules = replace(RULES, chance=0.5)
+    lucky = [number for number in range(200) if ladder([], rules).by_chance(number)]
+    others = [number for number in range(200) if number not in lucky]
+    agree = [stands(i, 10.0, n / 100, n / 100, 0.5 + n / 1000) for n, i in enumerate(lucky[:TRUST_PAIRS])]
+    against = [stands(i, 10.0, n / 100, n / 100, 0.5 - n / 1000) for n, i in enumerate(others[:60])]
+    own = ladder([*agree, *against], rules)
+    told = own.calibration(0)
+    assert told.tau is not None and told.tau < 0 and told.tau_by_chance == 1.0
+    assert (told.pairs, told.by_chance, told.trusted) == (TRUST_PAIRS + 60, TRUST_PAIRS, True)
+    assert not ladder([*agree[1:], *against], rules).trusted[0]
+
+
+def test_a_calibration_holds_its_interval() -> None:
+    rng = np.random.default_rng(3)
+    trials = [
+        stands(i, 10.0, x, x, float(np.clip(x + rng.normal(0, 0.1), 0, 1)))
+        for i, x in enumerate(rng.random(40))
+    ]
+    told = ladder(trials).calibration(0)
+    assert told.tau is not None and told.low is not None and told.high is not None
+    assert -1 <= told.low < told.tau < told.high <= 1 and told.high - told.low > 0.05
+    assert told == ladder(trials[::-1]).calibration(0)
+    empty = ladder([stands(0, 1.0, 0.3)]).calibration(0)
+    assert (empty.pairs, empty.tau, empty.low, empty.trusted) == (0, None, None, True)
+
+
+def test_what_is_expected_rises_with_the_rung() -> None:
+    resting = [(0.05, 5.0), (0.3, 7.0), (0.9, 9.0)]
+    assert ladder(paired(8)).expected(0, resting) == [list(values) for values in resting]
+    told = ladder(paired(40, gain=0.3)).expected(0, resting)
+    assert [cost for _, cost in told] == [5.0, 7.0, 9.0]
+    assert told[1][0] == pytest.approx(0.6, abs=0.02)
+    assert told[0][0] < told[1][0] < told[2][0] <= 1.0
+
+
+NUMBERS = st.floats(0, 1, allow_nan=False)
+
+
+@st.composite
+def crowd(draw: st.DrawFn) -> list[Standing]:
+    """Any trials at any rungs, some running, some that failed."""
+    standings = []
+    for number in range(draw(st.integers(0, 30))):
+        qualities = draw(st.lists(NUMBERS, max_size=3))
+        cost = draw(st.floats(1, 1000))
+        one = stands(number, cost, *qualities)
+        if len(qualities) < 3 and draw(st.booleans()):
+            one = replace(one, heading=draw(st.integers(len(qualities), 2)))
+        elif len(qualities) < 3 and draw(st.integers(0, 4)) == 0:
+            one = replace(one, over=True)
+        standings.append(one)
+    return standings
+
+
+@given(standings=crowd(), seed=st.integers(0, 99), chance=st.floats(0.1, 0.5))
+@settings(max_examples=150, deadline=None)
+def test_decisions_are_of_those_that_rest_and_of_nothing_but_the_trials(
+    standings: list[Standing], seed: int, chance: float
+) -> None:
+    rules = replace(RULES, chance=chance, seed=seed)
+    own = ladder(standings, rules)
+    by_number = {one.number: one for one in standings}
+    for chosen in (own.promotable(), own.protected()):
+        assert len(set(chosen)) == len(chosen)
+        rungs = [by_number[number].rung for number in chosen]
+        assert rungs == sorted(rungs, reverse=True)
+        for number in chosen:
+            one = by_number[number]
+            assert 0 <= one.rung < 2 and one.heading is None and not one.over
+            assert one.rung < own.goal(number, one.rung) <= 2
+    shuffled = standings.copy()
+    random.Random(seed).shuffle(shuffled)
+    again = ladder(shuffled, rules)
+    assert (again.promotable(), again.protected()) == (own.promotable(), own.protected())
+
+
+@given(data=st.data(), seed=st.integers(0, 10**6), noise=st.floats(0, 0.3))
+@settings(max_examples=40, deadline=None)
+def test_when_all_is_done_nobody_rests_that_may_join_the_front(
+    data: st.DataObject, seed: int, noise: float
+) -> None:
+    """Whatever the order in which workers return, promotions end, and what rests at the end is beaten at its best."""
+    rng = random.Random(seed)
+    rules = replace(RULES, chance=0.1, seed=seed)
+    truth = [
+        (
+            rng.uniform(1, 1000),
+            sorted(min(1.0, max(0.0, rng.random() + rng.gauss(0, noise))) for _ in range(3)),
+        )
+        for _ in range(data.draw(st.integers(1, 40)))
+    ]
+    standings: dict[int, Standing] = {}
+    running: list[int] = []
+    for _ in range(10_000):
+        own = ladder(list(standings.values()), rules)
+        chosen = own.promotable() or ([len(standings)] if len(standings) < len(truth) else own.protected())
+        if chosen and len(running) < 3:
+            number = chosen[0]
+            one = standings.get(number, Standing(number=number, values={}))
+            standings[number] = replace(one, heading=own.goal(number, one.rung))
+            running.append(number)
+        elif running:
+            number = running.pop(rng.randrange(len(running)))
+            one = standings[number]
+            cost, curve = truth[number]
+            assert one.heading is not None
+            values = {rung: (curve[rung], cost) for rung in range(one.heading + 1)}
+            standings[number] = Standing(number=number, values=values)
+        else:
+            break
+    else:
+        pytest.fail("promotions never end")
+    assert len(standings) == len(truth)
+    final = ladder(list(standings.values()), rules)
+    assert final.promotable() == final.protected() == []
+    for one in standings.values():
+        if one.rung < 2:
+            bound = final.bounds(one.rung, [one.values[one.rung]])[0]
+            front = [other.values[2] for other in standings.values() if other.rung == 2]
+            assert any(-q <= bound[0] and c <= bound[1] and (-q, c) != tuple(bound) for q, c in front)
+        elif final.by_chance(one.number):
+            assert one.rung == 2
