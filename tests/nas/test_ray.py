@@ -7,6 +7,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nas.config import resolve
 from nas.plan import make_plan
 from nas.workers import ray_pool
 from nas.workers.inline import InlinePool
+from nas.workers.pool import run_job
 from trainers.evaluate import Job
 from trainers.outcome import Lost, Measured, Outcome, Unfit
 
@@ -153,3 +155,18 @@ def test_a_search_with_two_workers_finds_what_one_finds(
         return {trial["layout"]: trial["scores"] for trial in trials}
 
     assert scores(url) == scores(other)
+
+
+def test_a_trial_rests_with_one_worker_and_goes_on_with_another(
+    pool: ray_pool.RayPool, job: Job, tmp_path: Any
+) -> None:
+    rungs = replace(job, budget=replace(job.budget, rungs=(0.5,)))
+    whole = run_job(rungs)
+    pool.submit(1, replace(rungs, rung=0, checkpoints=str(tmp_path)))
+    first = next_of(pool)[1]
+    pool.submit(2, replace(rungs, start=0, checkpoints=str(tmp_path)))
+    last = next_of(pool)[1]
+    assert isinstance(whole, Measured) and isinstance(first, Measured) and isinstance(last, Measured)
+    assert (first.rung, first.quality) == (0, whole.rungs[0].quality)
+    assert (last.rung, last.quality, last.steps) == (1, whole.quality, whole.steps)
+    assert last.new_steps < whole.steps and "restarted" not in last.details

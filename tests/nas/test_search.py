@@ -383,7 +383,7 @@ def test_a_study_without_rungs_answers_one_that_has_them(house: House) -> None:
     other = house.store.create_study(name="b", config={}, config_hash="b", axes=AXES, families={})
     plan = make_plan(resolve(house.tiny({"trials": 1, "rungs": {"shares": [0.5], "keep": 1}})))
     assert plan.evaluation_key(plan.starts[0].layout) == first.evaluation_key
-    sampler = make_sampler("random", plan.space, maximise=(True, False, False), seed=0)
+    sampler = make_sampler("random", plan.space, Aim(axes=AXES), seed=0)
     pool = Script()
     with ProgressWatcher(console(to_stderr=True), total=1, done=0) as watcher:
         book = LatencyBook(store=house.store, machine=None, device="cpu")
