@@ -8,6 +8,7 @@ is guessed without doubt. Smaller is better everywhere.
 Letters: M objectives, F points of the front, S boxes, N points asked, Q nodes of a quadrature.
 """
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
+Box = tuple[list[float], list[float]]
 MOST_BOXES = 4000
 """Above so many boxes the front is thinned out before it is cut."""
 
@@ -47,11 +49,13 @@ def boxes(front: Numbers, reference: Numbers) -> Numbers:
     return np.array(found, dtype=np.float64).reshape(-1, 2, len(reference))
 
 
-def _cut(front: Numbers, reference: Numbers) -> list[tuple[list[float], list[float]]]:
-    """Slabs along the last objective, each cut by the points that lie below it in the others."""
+def _cut(front: Numbers, reference: Numbers) -> list[Box]:
+    """Of three objectives by a sweep; of more, slabs along the last, each cut by the points that lie below it in the others."""
     width = len(reference)
     if width == 1:
         return [([-np.inf], [float(min([*front[:, 0], reference[0]]))])]
+    if width == 3:
+        return _sweep(front, reference)
     ordered = front[np.argsort(front[:, -1], kind="stable")]
     edges = [-np.inf, *ordered[:, -1].tolist(), float(reference[-1])]
     found = []
@@ -59,6 +63,36 @@ def _cut(front: Numbers, reference: Numbers) -> list[tuple[list[float], list[flo
         if low < high:
             for lower, upper in _cut(_front(ordered[:place, :-1]), reference[:-1]):
                 found.append(([*lower, low], [*upper, high]))
+    return found
+
+
+def _sweep(front: Numbers, reference: Numbers) -> list[Box]:
+    """Two boxes a point: strips of the plane of the first two objectives grow along the third until a point cuts them."""
+    right, top, end = map(float, reference)
+    # Strips lie end to end along the second objective, from `lows` on; they reach to `ups` in the first, which falls.
+    lows, ups, starts = [-np.inf], [right], [-np.inf]
+    found: list[Box] = []
+
+    def close(place: int, z: float) -> None:
+        high = lows[place + 1] if place + 1 < len(lows) else top
+        if starts[place] < z:
+            found.append(([-np.inf, lows[place], starts[place]], [ups[place], high, z]))
+
+    for x, y, z in front[np.lexsort((front[:, 1], front[:, 0], front[:, 2]))].tolist():
+        first = last = bisect.bisect_right(lows, y) - 1
+        while last < len(ups) and ups[last] > x:
+            close(last, z)
+            last += 1
+        if first < last:
+            below = lows[first] < y
+            kept = ([lows[first]], [ups[first]], [z]) if below else ([], [], [])
+            lows[first:last], ups[first:last], starts[first:last] = (
+                [*kept[0], y],
+                [*kept[1], x],
+                [*kept[2], z],
+            )
+    for place in range(len(lows)):
+        close(place, end)
     return found
 
 

@@ -34,6 +34,19 @@ class Pool:
     known: tuple[Numbers | None, ...]
     """By objective [N], smaller is better; None where a trial must tell."""
 
+    @classmethod
+    def joined(cls, parts: Sequence["Pool"]) -> "Pool":
+        """Several pools as one."""
+        known = [
+            [own for own in column if own is not None]
+            for column in zip(*(part.known for part in parts), strict=True)
+        ]
+        return cls(
+            keys=tuple(key for part in parts for key in part.keys),
+            columns=np.concatenate([part.columns for part in parts]),
+            known=tuple(np.concatenate(column) if column else None for column in known),
+        )
+
 
 class Costs:
     """What is known of a set of choices, by its key, and which way each objective is better: 1 where smaller is, else -1."""
@@ -76,14 +89,16 @@ def searched(
     best: Sequence[Key],
     gain: Callable[[Pool], Numbers],
     rng: random.Random,
-) -> Pool:
-    """Random sets and the best that are known, then rounds of moves from what promises most."""
+) -> list[Pool]:
+    """Random sets and the best that are known, then rounds of moves from what promises most; what `gain` was asked."""
     gains: dict[Key, float] = {}
+    pools: list[Pool] = []
 
     def weigh(made: Sequence[Key | None]) -> None:
         new = [key for key in dict.fromkeys(made) if key is not None and key not in gains]
         if new:
-            gains.update(zip(new, gain(costs.of(choices, new)).tolist(), strict=True))
+            pools.append(costs.of(choices, new))
+            gains.update(zip(new, gain(pools[-1]).tolist(), strict=True))
 
     weigh([*best, *(choices.sample(rng) for _ in range(DRAWN))])
     for _ in range(ROUNDS):
@@ -96,4 +111,4 @@ def searched(
                 choices.cross(parent, rng.choice(parents), rng) if crossed else choices.change(parent, rng)
             )
         weigh(made)
-    return costs.of(choices, list(gains))
+    return pools

@@ -133,8 +133,8 @@ class Proposer:
         finished, last = tuple(keys), self._last
         if last is None or not last.holds(finished, values, beside, running):
             belief = Belief(values, beside, self._learn(finished, values))
-            pool = self._pool(finished, values, belief)
-            last = self._last = _Stand(finished, values, beside, belief, pool, belief.ask(pool))
+            pool, asked = self._pool(finished, values, belief)
+            last = self._last = _Stand(finished, values, beside, belief, pool, asked)
         belief = last.belief
         for fresh in running[len(belief.believed) :]:
             # One by one, so that the numbers are the same however many of them are new.
@@ -171,13 +171,24 @@ class Proposer:
             )
         return self._weights[key]
 
-    def _pool(self, keys: Sequence[Key], values: Numbers, belief: Belief) -> Pool:
+    def _pool(
+        self, keys: Sequence[Key], values: Numbers, belief: Belief
+    ) -> tuple[Pool, tuple[Asked | None, ...]]:
+        """What may be proposed, and what is thought of it."""
         learnt = min(len(keys), MOST_LEARNT)
         if self.all is not None and len(self.all.keys) * learnt * (learnt + MOST_LEARNT / 4) < MOST_WORK:
-            return self.all
+            return self.all, belief.ask(self.all)
         best = [keys[place] for place in nearest(values, KEPT)]
         rng = random.Random(f"{self.seed}/pool/{len(keys)}")
-        return searched(self.choices, self.costs, best, lambda pool: belief.gain(pool, belief.ask(pool)), rng)
+        answers: list[tuple[Asked | None, ...]] = []
+
+        def gain(pool: Pool) -> Numbers:
+            answers.append(belief.ask(pool))
+            return belief.gain(pool, answers[-1])
+
+        pools = searched(self.choices, self.costs, best, gain, rng)
+        by_objective = ([own for own in column if own is not None] for column in zip(*answers, strict=True))
+        return Pool.joined(pools), tuple(Asked.joined(own) if own else None for own in by_objective)
 
 
 def nearest(values: Numbers, most: int) -> NDArray[np.intp]:

@@ -8,6 +8,7 @@ Letters: N known, M asked, D columns, G groups of columns, Q nodes of a quadratu
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -114,7 +115,11 @@ class Process:
 
     def ask(self, columns: Numbers) -> "Asked":
         """What is thought of points [M, D]; to be told of points that are believed in later."""
-        return Asked(self, columns)
+        scaled = columns * self.root
+        near = np.exp(-squares(self.columns, scaled))
+        reach: Numbers = solve_triangular(self.factor, near, lower=True, check_finite=False)
+        mean = self.mean + self.half @ reach
+        return Asked(process=self, columns=scaled, reach=reach, mean=mean, left=1.0 - (reach * reach).sum(0))
 
     def predict(self, columns: Numbers) -> tuple[Numbers, Numbers]:
         """Mean and standard deviation [M] of the scores at columns [M, D], noise apart."""
@@ -122,16 +127,30 @@ class Process:
         return asked.mean, asked.deviation
 
 
+@dataclass(kw_only=True)
 class Asked:
     """Points [M, D] that a process was asked about, and what it thinks of them as further points become sure."""
 
-    def __init__(self, process: Process, columns: Numbers) -> None:
-        self.process, self.columns = process, columns * process.root
-        near = np.exp(-squares(process.columns, self.columns))
-        self.reach: Numbers = solve_triangular(process.factor, near, lower=True, check_finite=False)
-        self.mean: Numbers = process.mean + process.half @ self.reach
-        self.left: Numbers = 1.0 - (self.reach * self.reach).sum(0)
-        """[M] the share of the variance that is left."""
+    process: Process
+    columns: Numbers
+    """[M, D], scaled."""
+    reach: Numbers
+    """[N, M]"""
+    mean: Numbers
+    """[M]"""
+    left: Numbers
+    """[M] the share of the variance that is left."""
+
+    @classmethod
+    def joined(cls, parts: Sequence["Asked"]) -> "Asked":
+        """Several answers of one process, that were told the same, as one."""
+        return cls(
+            process=parts[0].process,
+            columns=np.concatenate([part.columns for part in parts]),
+            reach=np.concatenate([part.reach for part in parts], axis=1),
+            mean=np.concatenate([part.mean for part in parts]),
+            left=np.concatenate([part.left for part in parts]),
+        )
 
     @property
     def deviation(self) -> Numbers:
