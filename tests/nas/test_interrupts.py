@@ -152,6 +152,6 @@ def test_nothing_of_a_run_is_left_to_guess(search: Start, url: str) -> Any:
     process = search("--trials", "2")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0
-    assert set(json.loads(out)) == {"study", "storage", "trials", "hypervolume", "front"}
+    assert set(json.loads(out)) == {"study", "storage", "trials", "hypervolume", "front", "rungs"}
     assert "Warning" not in err and "\x1b" not in err and "[2/2]" in err
     del url
