@@ -97,6 +97,8 @@ class TrialRecord:
     why: str
     """The reason of an unfit or lost ending; empty otherwise."""
     results: tuple[ResultRecord, ...] = ()
+    repeats: tuple[ResultRecord, ...] = ()
+    """The same training to the end with other seeds, by seed."""
     created_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None
@@ -106,14 +108,18 @@ class TrialRecord:
         """The result at the highest rung, if the trial has one."""
         return max(self.results, key=lambda r: r.rung, default=None)
 
+    def by_seed(self, name: str) -> tuple[float, ...]:
+        """The quality, or the score in a task, of every seed that it was trained with; the first is the study's own."""
+        results = [one for one in (self.result, *self.repeats) if one is not None]
+        values = [one.quality if name == "quality" else one.scores.get(name) for one in results]
+        return tuple(value for value in values if value is not None)
+
     def value(self, name: str) -> float | None:
-        """What the trial has under an objective's name: its quality, a cost of its layout, or its score in a task."""
-        result = self.result
-        if name == "quality":
-            return None if result is None else result.quality
-        if name in self.costs:
+        """What the trial has under an objective's name: a cost of its layout, or the mean of its seeds."""
+        if name != "quality" and name in self.costs:
             return self.costs[name]
-        return None if result is None else result.scores.get(name)
+        values = self.by_seed(name)
+        return sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,13 @@
-"""The schema's version: tables are made where there are none, and another version is refused untouched."""
+"""The schema's version: tables are made where there are none, older ones brought up to date, newer ones refused."""
 
-from sqlalchemy import insert, inspect, select, text, update
+from sqlalchemy import Connection, insert, inspect, select, text, update
 
 from storage.engine import ADVISORY_SPACE, SCHEMA_LOCK, Database
 from storage.errors import StorageError
-from storage.tables import SCHEMA_VERSION, Base, SchemaRow
+from storage.tables import SCHEMA_VERSION, Base, RepeatRow, SchemaRow
+
+OLDEST = 1
+"""The oldest version that is read, and brought up to date by a writer."""
 
 
 def require(database: Database) -> None:
@@ -19,6 +22,11 @@ def require(database: Database) -> None:
             raise StorageError(f"{place.shown} holds no studies yet; nas search makes them")
         versions = connection.execute(select(SchemaRow.version)).scalars().all()
     _refuse_other(place.shown, list(versions))
+
+
+def has_repeats(connection: Connection) -> bool:
+    """Whether the tables that are read hold repeats: only a writer brings an older version up to date."""
+    return connection.execute(select(SchemaRow.version)).scalar_one() >= 2
 
 
 def make_or_require(database: Database) -> None:
@@ -36,12 +44,14 @@ def make_or_require(database: Database) -> None:
             Base.metadata.create_all(connection)
             connection.execute(insert(SchemaRow).values(version=SCHEMA_VERSION))
         _refuse_other(place.shown, list(connection.execute(select(SchemaRow.version)).scalars()))
+        # What is new in version 2 is a table, so nothing that is there changes.
+        RepeatRow.metadata.tables[RepeatRow.__tablename__].create(connection, checkfirst=True)
         # A true write of nothing new: a read-only file or server shows itself now and not at the first result.
         connection.execute(update(SchemaRow).values(version=SCHEMA_VERSION))
 
 
 def _refuse_other(shown_url: str, versions: list[int]) -> None:
-    if versions == [SCHEMA_VERSION]:
+    if len(versions) == 1 and OLDEST <= versions[0] <= SCHEMA_VERSION:
         return
     if len(versions) != 1:
         raise StorageError(
@@ -53,6 +63,6 @@ def _refuse_other(shown_url: str, versions: list[int]) -> None:
             " install the release that wrote it"
         )
     raise StorageError(
-        f"{shown_url} has schema {versions[0]}, older than {SCHEMA_VERSION}, and cannot be brought up to date yet:"
+        f"{shown_url} has schema {versions[0]}, older than {OLDEST}, the oldest that can be brought up to date:"
         " use the release that wrote it, or name a new database"
     )

@@ -4,7 +4,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self
 
-from storage import events, latency, schema, studies, trials
+from sqlalchemy import Connection
+
+from storage import events, latency, repeats, schema, studies, trials
 from storage.engine import Database
 from storage.errors import ConnectionLost, StorageError, Taken
 from storage.locks import writer_lock
@@ -20,6 +22,7 @@ from storage.records import (
     StudyRecord,
     TrialRecord,
 )
+from storage.results import result_values
 
 
 class Store:
@@ -32,6 +35,7 @@ class Store:
     def __init__(self, url: str, database: Database) -> None:
         self.url = url
         self._database = database
+        self._repeats_known = not database.read_only
 
     @classmethod
     def open(cls, url: str, *, read_only: bool = False) -> Self:
@@ -136,7 +140,7 @@ class Store:
 
         ValueError, before anything is written, where the quality, a score, a cost or a time is not finite.
         """
-        values = [trials.result_values(one) for one in (*passed, result)]
+        values = [result_values(one) for one in (*passed, result)]
         more_costs = numbers(costs or {}, "costs")
 
         def commit() -> bool:
@@ -149,6 +153,23 @@ class Store:
             return commit()
         except ConnectionLost:  # perhaps during the commit: what became of it is asked, not assumed
             return self._stands(study, number, attempt, state) or commit()
+
+    def add_repeat(self, study: StudyRecord, number: int, evaluation_key: str, result: ResultRecord) -> bool:
+        """Adds what a further seed gave to a done trial; False, and nothing changed, where it has that seed.
+
+        ValueError, before anything is written, where the quality, a score or a time is not finite.
+        """
+        values = result_values(result)
+
+        def commit() -> bool:
+            with self._database.writing() as connection:
+                return repeats.insert_repeat(connection, study, number, evaluation_key, values)
+
+        try:
+            return commit()
+        except ConnectionLost:  # a seed is added once, so asking again does no harm
+            trial = self.trial(study, number)
+            return (trial is not None and any(one.seed == result.seed for one in trial.repeats)) or commit()
 
     def fail_trial(
         self,
@@ -188,16 +209,26 @@ class Store:
         offset: int = 0,
         limit: int | None = None,
     ) -> list[TrialRecord]:
-        """Trials with their results, by number; two queries, however many they are."""
+        """Trials with their results, by number; a few queries, however many they are."""
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"offset is {offset} and limit is {limit}: neither may be negative")
         with self._database.reading() as connection:
-            return trials.read_trials(connection, study, states=states, offset=offset, limit=limit)
+            return trials.read_trials(
+                connection,
+                study,
+                states=states,
+                offset=offset,
+                limit=limit,
+                repeats=self._has_repeats(connection),
+            )
 
     def trial(self, study: StudyRecord, number: int) -> TrialRecord | None:
         """The trial of this number."""
         with self._database.reading() as connection:
-            return next(iter(trials.read_trials(connection, study, number=number)), None)
+            found = trials.read_trials(
+                connection, study, number=number, repeats=self._has_repeats(connection)
+            )
+            return next(iter(found), None)
 
     def counts(self, study: StudyRecord) -> dict[State, int]:
         """How many trials stand in each state, zeros included."""
@@ -210,9 +241,9 @@ class Store:
             return trials.number_with_layout(connection, study, key)
 
     def find_result(self, evaluation_key: str) -> ResultRecord | None:
-        """The result of a done trial, of any study here, that trained exactly this."""
+        """The result of a done trial or a repeat, of any study here, that trained exactly this."""
         with self._database.reading() as connection:
-            return trials.read_result(connection, evaluation_key)
+            return trials.read_result(connection, evaluation_key, repeats=self._has_repeats(connection))
 
     # Latencies
 
@@ -249,6 +280,11 @@ class Store:
         """Events in order after a number, of one study or of all: give the last `seq` seen to go on from there."""
         with self._database.reading() as connection:
             return events.read_events(connection, None if study is None else study.id, after, limit)
+
+    def _has_repeats(self, connection: Connection) -> bool:
+        """Whether the tables hold repeats; those of an older version do once a writer has opened them."""
+        self._repeats_known = self._repeats_known or schema.has_repeats(connection)
+        return self._repeats_known
 
     def _stands(self, study: StudyRecord, number: int, attempt: int, state: State) -> bool:
         trial = self.trial(study, number)

@@ -22,7 +22,8 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from storage.records import STATES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: without repeats. Rows of the versions before stand as they are."""
 
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 """A row whose columns are read by name."""
@@ -127,6 +128,21 @@ class ResultRow(Base):
     train_s: Mapped[float]
     worker_s: Mapped[float]
     seed: Mapped[int]
+
+
+class RepeatRow(Base):
+    __tablename__ = "nas_repeats"
+    trial_id: Mapped[int] = mapped_column(ForeignKey("nas_trials.id"), primary_key=True)
+    seed: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    evaluation_key: Mapped[str] = mapped_column(index=True)
+    rung: Mapped[int]
+    quality: Mapped[float]
+    scores: Mapped[dict[str, Any]]
+    details: Mapped[dict[str, Any]]
+    steps: Mapped[int]
+    tokens: Mapped[int]
+    train_s: Mapped[float]
+    worker_s: Mapped[float]
 
 
 class LatencyRow(Base):

@@ -8,8 +8,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.errors import StorageError
 from storage.events import add_events
-from storage.plain import finite, numbers, plain, printable, storable, whole
+from storage.plain import numbers, plain, printable, storable
 from storage.records import STATES, LayoutRecord, NewTrial, ResultRecord, State, StudyRecord, TrialRecord
+from storage.repeats import read_repeat, read_repeats
+from storage.results import RESULT_COLUMNS, result_of
 from storage.tables import AnyRow, LayoutRow, ResultRow, StudyRow, TrialRow, epoch_now
 
 _SELECT = select(
@@ -32,18 +34,7 @@ _SELECT = select(
     LayoutRow.layers.label("layout_layers"),
 ).join(LayoutRow, TrialRow.layout_key == LayoutRow.key)
 
-_SELECT_RESULTS = select(
-    ResultRow.trial_id,
-    ResultRow.rung,
-    ResultRow.quality,
-    ResultRow.scores,
-    ResultRow.details,
-    ResultRow.steps,
-    ResultRow.tokens,
-    ResultRow.train_s,
-    ResultRow.worker_s,
-    ResultRow.seed,
-)
+_SELECT_RESULTS = select(ResultRow.trial_id, *(getattr(ResultRow, name) for name in RESULT_COLUMNS))
 
 
 def trial_values(new: NewTrial) -> dict[str, Any]:
@@ -66,24 +57,6 @@ def layout_values(layout: LayoutRecord) -> dict[str, Any]:
         "key": storable(layout.key, "layout.key"),
         "text": storable(layout.text, "layout.text"),
         "layers": plain(layout.layers, "layout.layers"),
-    }
-
-
-def result_values(result: ResultRecord) -> dict[str, Any]:
-    """The values of a result's row, checked. ValueError names what is not finite or cannot be stored.
-
-    The details alone may hold NaN or infinity (a curve that diverged at one learning rate); they become None.
-    """
-    return {
-        "rung": whole(result.rung, "rung"),
-        "quality": finite(result.quality, "quality"),
-        "scores": numbers(result.scores, "scores"),
-        "details": plain(result.details, "details", non_finite_as_none=True),
-        "steps": whole(result.steps, "steps"),
-        "tokens": whole(result.tokens, "tokens"),
-        "train_s": finite(result.train_s, "train_s"),
-        "worker_s": finite(result.worker_s, "worker_s"),
-        "seed": whole(result.seed, "seed"),
     }
 
 
@@ -225,8 +198,9 @@ def read_trials(
     number: int | None = None,
     offset: int = 0,
     limit: int | None = None,
+    repeats: bool = True,
 ) -> list[TrialRecord]:
-    """Trials with their results, by number: two queries, however many they are."""
+    """Trials with their results, by number: three queries, however many they are; two without `repeats`."""
     wanted = [TrialRow.study_id == study.id]
     if states is not None:
         wanted.append(TrialRow.state.in_(sorted(states)))
@@ -243,8 +217,9 @@ def read_trials(
     results: dict[int, list[ResultRecord]] = {}
     of_these = _SELECT_RESULTS.where(ResultRow.trial_id.in_(ids))
     for row in connection.execute(of_these.order_by(ResultRow.trial_id, ResultRow.rung)):
-        results.setdefault(row.trial_id, []).append(_result(row))
-    return [_trial(row, tuple(results.get(row.id, ()))) for row in rows]
+        results.setdefault(row.trial_id, []).append(result_of(row))
+    again = read_repeats(connection, ids) if repeats else {}
+    return [_trial(row, tuple(results.get(row.id, ())), tuple(again.get(row.id, ()))) for row in rows]
 
 
 def count_states(connection: Connection, study: StudyRecord) -> dict[State, int]:
@@ -264,8 +239,8 @@ def number_with_layout(connection: Connection, study: StudyRecord, key: str) -> 
     return connection.execute(wanted).scalar()
 
 
-def read_result(connection: Connection, evaluation_key: str) -> ResultRecord | None:
-    """The last result of the first trial done under this key, in any study."""
+def read_result(connection: Connection, evaluation_key: str, *, repeats: bool = True) -> ResultRecord | None:
+    """The last result of the first trial done under this key, in any study, or else of a repeat."""
     wanted = (
         _SELECT_RESULTS.join(TrialRow, ResultRow.trial_id == TrialRow.id)
         .where(TrialRow.evaluation_key == evaluation_key, TrialRow.state == "done")
@@ -273,7 +248,9 @@ def read_result(connection: Connection, evaluation_key: str) -> ResultRecord | N
         .limit(1)
     )
     row = connection.execute(wanted).first()
-    return None if row is None else _result(row)
+    if row is not None:
+        return result_of(row)
+    return read_repeat(connection, evaluation_key) if repeats else None
 
 
 def _held(connection: Connection, study: StudyRecord, number: int) -> AnyRow:
@@ -303,21 +280,7 @@ def _is_running(
     return False
 
 
-def _result(row: AnyRow) -> ResultRecord:
-    return ResultRecord(
-        rung=row.rung,
-        quality=row.quality,
-        scores=row.scores,
-        details=row.details,
-        steps=row.steps,
-        tokens=row.tokens,
-        train_s=row.train_s,
-        worker_s=row.worker_s,
-        seed=row.seed,
-    )
-
-
-def _trial(row: AnyRow, results: tuple[ResultRecord, ...]) -> TrialRecord:
+def _trial(row: AnyRow, results: tuple[ResultRecord, ...], repeats: tuple[ResultRecord, ...]) -> TrialRecord:
     return TrialRecord(
         number=row.number,
         state=cast(State, row.state),
@@ -331,6 +294,7 @@ def _trial(row: AnyRow, results: tuple[ResultRecord, ...]) -> TrialRecord:
         attempts=row.attempts,
         why=row.why,
         results=results,
+        repeats=repeats,
         created_at=row.created_at,
         started_at=row.started_at,
         ended_at=row.ended_at,

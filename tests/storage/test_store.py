@@ -355,3 +355,45 @@ def test_a_pruned_trial_may_go_on(store: Store, study: StudyRecord, running: int
     trial = store.trial(study, running)
     assert trial is not None and trial.state == "done"
     assert [result.quality for result in trial.results] == [0.2, 0.4]
+
+
+@pytest.fixture
+def done(store: Store, study: StudyRecord, running: int, build) -> int:
+    """The number of a trial that is done with seed 0."""
+    assert store.finish_trial(study, running, 1, build.result)
+    return running
+
+
+def test_a_further_seed_is_added_once_and_means_are_taken_over_all(
+    store: Store, study: StudyRecord, done: int, build
+) -> None:
+    second, third = (replace(build.result_of(quality), seed=seed) for quality, seed in ((0.25, 9), (0.5, 4)))
+    assert store.add_repeat(study, done, "with 9", second)
+    assert store.add_repeat(study, done, "with 4", third)
+    before = kinds(store, study)
+    for taken in (replace(second, quality=0.9), replace(build.result_of(0.9), seed=build.result.seed)):
+        assert not store.add_repeat(study, done, "another", taken)
+    assert kinds(store, study) == before and before[-2:] == ["trial_repeated"] * 2
+    assert store.events(study=study)[-1].payload == {"trial": done, "seed": 4, "quality": 0.5}
+    trial = store.trial(study, done)
+    assert trial is not None and [trial] == store.trials(study) == store.trials(study, limit=5)
+    assert trial.repeats == (third, second)
+    assert trial.result == build.result and trial.state == "done" and trial.attempts == 1
+    assert trial.by_seed("quality") == (0.75, 0.5, 0.25) and trial.value("quality") == 0.5
+    assert trial.value("recall") == build.result.scores["recall"]
+    assert trial.value("kv_bytes") == 4096.0 and trial.value("unheard of") is None
+    assert store.find_result("with 4") == third and store.find_result("another") is None
+    assert store.counts(study)["done"] == 1
+
+
+def test_only_what_is_done_gets_further_seeds(store: Store, study: StudyRecord, running: int, build) -> None:
+    again = replace(build.result, seed=1)
+    with pytest.raises(StorageError, match=r"trial 0 of study 'first' is running: only a done one"):
+        store.add_repeat(study, running, "key", again)
+    with pytest.raises(StorageError, match="has no trial 5"):
+        store.add_repeat(study, 5, "key", again)
+    for broken in (replace(again, quality=NAN), replace(again, scores={"recall": INFINITY})):
+        with pytest.raises(ValueError, match=r"finite|nan|inf"):
+            store.add_repeat(study, running, "key", broken)
+    trial = store.trial(study, running)
+    assert trial is not None and trial.repeats == ()

@@ -1,0 +1,69 @@
+"""Rows of repeats: a finished trial's layout trained to the end with another seed, once for each seed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Select, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from storage.errors import StorageError
+from storage.events import add_events
+from storage.records import ResultRecord, StudyRecord
+from storage.results import RESULT_COLUMNS, result_of
+from storage.tables import RepeatRow, ResultRow, TrialRow
+
+_COLUMNS = tuple(getattr(RepeatRow, name) for name in RESULT_COLUMNS)
+
+
+def insert_repeat(
+    connection: Connection,
+    study: StudyRecord,
+    number: int,
+    evaluation_key: str,
+    result: Mapping[str, Any],
+) -> bool:
+    """Adds a seed to a done trial; False, and nothing changed, where it has that seed already.
+
+    StorageError where there is no such trial, or it is not done.
+    """
+    wanted = select(TrialRow.id, TrialRow.state).where(
+        TrialRow.study_id == study.id, TrialRow.number == number
+    )
+    row = connection.execute(wanted.with_for_update(key_share=True)).first()
+    if row is None:
+        raise StorageError(f"study {study.name!r} has no trial {number}: see its numbers with nas trials")
+    if row.state != "done":
+        raise StorageError(
+            f"trial {number} of study {study.name!r} is {row.state}: only a done one is trained with further seeds"
+        )
+    own = select(ResultRow.seed).where(ResultRow.trial_id == row.id, ResultRow.seed == result["seed"])
+    if connection.execute(own).first() is not None:
+        return False
+    dialect_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    added = connection.execute(
+        dialect_insert(RepeatRow)
+        .values(**result, trial_id=row.id, evaluation_key=evaluation_key)
+        .on_conflict_do_nothing()
+        .returning(RepeatRow.seed)
+    ).first()
+    if added is None:
+        return False
+    payload = {"trial": number, "seed": result["seed"], "quality": result["quality"]}
+    add_events(connection, study.id, "trial_repeated", [payload])
+    return True
+
+
+def read_repeats(connection: Connection, ids: Select[tuple[int]]) -> dict[int, list[ResultRecord]]:
+    """The repeats of the trials with these ids, by seed."""
+    wanted = select(RepeatRow.trial_id, *_COLUMNS).where(RepeatRow.trial_id.in_(ids))
+    repeats: dict[int, list[ResultRecord]] = {}
+    for row in connection.execute(wanted.order_by(RepeatRow.trial_id, RepeatRow.seed)):
+        repeats.setdefault(row.trial_id, []).append(result_of(row))
+    return repeats
+
+
+def read_repeat(connection: Connection, evaluation_key: str) -> ResultRecord | None:
+    """The result of the first repeat under this key, in any study."""
+    wanted = select(*_COLUMNS).where(RepeatRow.evaluation_key == evaluation_key)
+    row = connection.execute(wanted.order_by(RepeatRow.trial_id, RepeatRow.seed).limit(1)).first()
+    return None if row is None else result_of(row)
