@@ -221,6 +221,9 @@ def _ran(trial: TrialRecord) -> tuple[FactGroup, ...]:
     if result:
         lines.append(Fact(term="in the training loop", text=quantities.duration(result.train_s)))
         lines.append(Fact(term="seed", text=str(result.seed)))
+    for repeat in trial.repeats:
+        told = repeat.details.get("unfit") or f"quality {quantities.quality(repeat.quality)}"
+        lines.append(Fact(term=f"seed {repeat.seed}", text=str(told)))
     lines.append(Fact(term="layout key", text=trial.layout.key))
     lines.append(Fact(term="evaluation key", text=trial.evaluation_key))
     groups = [FactGroup(title="run", facts=tuple(lines))]

@@ -53,7 +53,8 @@ def standing_of(trial: TrialRecord, axes: Sequence[Axis], heading: int | None = 
     return Standing(
         number=trial.number,
         values={
-            result.rung: tuple(values_of(replace(trial, results=(result,)), axes)) for result in trial.results
+            result.rung: tuple(values_of(replace(trial, results=(result,), repeats=()), axes))
+            for result in trial.results
         },
         heading=heading,
         over=trial.state in ("unfit", "lost"),

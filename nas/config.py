@@ -161,6 +161,8 @@ class Config(Section):
     pool: Literal["auto", "inline", "ray"] = "auto"
     ray_address: str | None = None
     time_limit_s: float = Field(default=600.0, gt=0)
+    repeats: Annotated[int, Field(ge=0, le=MOST_SEED)] | None = None
+    """Trainings with new seeds, of layouts near the front, once all trials are there; null: one for four trials."""
     attempts: Count = 3
     """How often a trial that the machine lost is tried in all."""
     checkpoints: str | None = None
@@ -179,9 +181,14 @@ class Config(Section):
         default_factory=lambda: {"mqar": TaskConfig(steps=220), "bytes": TaskConfig(steps=30)}, min_length=1
     )
 
+    @property
+    def most_repeats(self) -> int:
+        """Trainings with new seeds that the study shall have in all."""
+        return self.trials // 4 if self.repeats is None else self.repeats
+
 
 RUNNING_KEYS = (
-    "study", "storage", "trials", "workers", "pool", "ray_address", "time_limit_s", "attempts", "checkpoints",
+    "study", "storage", "trials", "repeats", "workers", "pool", "ray_address", "time_limit_s", "attempts", "checkpoints",
     "latency_cache",
 )  # fmt: skip
 """What may change when a study goes on: where and how long it runs, not what it means."""

@@ -68,17 +68,18 @@ def hypervolume(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> float:
 
 
 def row(trial: TrialRecord, axes: Sequence[Axis] = ()) -> dict[str, Any]:
-    """A trial of the front as JSON, with the values of axes that have no key of their own."""
+    """A trial of the front as JSON, with the values of axes that have no key of their own; means over its seeds."""
     result = trial.result
     assert result is not None
     plain = {
         "trial": trial.number,
         "layout": trial.layout.text,
-        "quality": result.quality,
+        "quality": trial.value("quality"),
         "latency_ms": trial.costs["latency_ms"],
         "kv_bytes": int(trial.costs["kv_bytes"]),
         "params": int(trial.costs["params"]),
-        "scores": dict(result.scores),
+        "scores": {name: trial.value(name) for name in result.scores},
+        "seeds": len(trial.by_seed("quality")),
         "origin": trial.origin,
     }
     further = [axis.name for axis in axes if axis.name not in plain and axis.name not in result.scores]
@@ -98,8 +99,8 @@ def trial_row(trial: TrialRecord) -> dict[str, Any]:
         "layout": trial.layout.text,
         "state": trial.state,
         "attempts": trial.attempts,
-        "scores": dict(result.scores) if result else {},
-        "quality": result.quality if result else None,
+        "scores": {name: trial.value(name) for name in result.scores} if result else {},
+        "quality": trial.value("quality"),
         "rung": result.rung if result else None,
         "origin": trial.origin,
         "latency_ms": trial.costs.get("latency_ms"),
@@ -110,6 +111,7 @@ def trial_row(trial: TrialRecord) -> dict[str, Any]:
         "train_s": result.train_s if result else None,
         "worker_s": result.worker_s if result else None,
         "seed": result.seed if result else None,
+        "seeds": len(trial.by_seed("quality")),
         "why": trial.why,
     } | _width(trial)
 

@@ -82,8 +82,8 @@ class Plan:
             device=self.config.proxy.device,
         )
 
-    def evaluation_key(self, layout: Layout) -> str:
-        """Equal for two trials that would train the very same thing."""
+    def evaluation_key(self, layout: Layout, seed: int | None = None) -> str:
+        """Equal for two trials that would train the very same thing, with the study's own seed if no other is given."""
         job, proxy = self.job(layout), self.proxy
         scaling = [proxy.rotary_scaling, proxy.rotary_factor, proxy.rotary_length]
         if proxy.rotary_scaling == "none":
@@ -95,7 +95,7 @@ class Plan:
                 "frame": [proxy.width, proxy.train_length, proxy.rotary_base, *scaling],
                 "budget": budget_json(self.budget),
                 "data": self.data.get("sha256"),
-                "seed": job.seed,
+                "seed": job.seed if seed is None else seed,
                 "device": job.device,
             }
         )

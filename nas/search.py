@@ -3,11 +3,11 @@
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
-from typing import Literal, Protocol
+from typing import Literal
 
 from nas.bounds import Bounds
 from nas.climb import Climb, calibrations
@@ -15,8 +15,10 @@ from nas.errors import Refused
 from nas.front import front, hypervolume, values_of
 from nas.plan import Plan
 from nas.prices import LatencyBook, price
+from nas.repeats import Repeats
 from nas.results import records_of
 from nas.samplers.sampler import Known, Proposal, Sampler
+from nas.watcher import Watcher
 from nas.workers.pool import Pool
 from search_space.cost import at_depth
 from search_space.layout import Layout, from_json
@@ -29,30 +31,6 @@ MOST_ASKED = 60
 """Proposals that may be turned down (known, or against the constraints) before a random one is drawn instead."""
 MOST_DRAWN = 5000
 POLL_S = 0.25
-
-
-class Watcher(Protocol):
-    """Told of what happens, to show it; it changes nothing."""
-
-    def started(self, trial: TrialRecord) -> None:
-        """A trial was given to a worker."""
-
-    def ended(
-        self, trial: TrialRecord, *, hypervolume: float, best: TrialRecord | None, reused: bool
-    ) -> None:
-        """A trial ended, well or not."""
-
-    def skipped(self, layout: Layout, why: str) -> None:
-        """A proposal was turned down before training."""
-
-    def stopping(self, running: int) -> None:
-        """The person asked to stop; so many trials are still running."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-
-    def tick(self, running: int) -> None:
-        """Time passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +76,8 @@ class Search:
 
     def __post_init__(self) -> None:
         self.bounds = self.given_bounds or self.plan.bounds(self.book.milliseconds)
+        watcher = self.watcher
+        self.repeats = Repeats(self.plan, self.store, self.study, self.pool, watcher.repeated, watcher.note)
 
     def run(self) -> Ending:
         """Go on until the study has as many trials as the configuration asks for, or the person stops it."""
@@ -125,16 +105,14 @@ class Search:
         ]
         exhausted = False
         while True:
-            while len(self.running) < self.pool.capacity and not self.stop_asked:
+            while self._busy() < self.pool.capacity and not self.stop_asked:
                 if waiting:
                     self._run_trial(waiting.pop(0))
                 elif self.climb and (number := self.climb.next(waiting)) is not None:
                     self._run_trial(number)
                 elif exhausted or len(self.trials) >= self.plan.config.trials:
-                    number = self.climb.owed(waiting) if self.climb else None
-                    if number is None:
+                    if not self._close_up(waiting):
                         break
-                    self._run_trial(number)
                 elif starts:
                     start = starts.pop(0)
                     params = self.plan.space.params_of(start.layout) or {}
@@ -146,14 +124,28 @@ class Search:
                         exhausted = True
                     else:
                         self._open(proposal, "search")
-            if not self.running:
+            if not self._busy():
                 return exhausted
             done = self.pool.next_done(POLL_S)
             if done is None:
-                self.watcher.tick(len(self.running))
+                self.watcher.tick(self._busy())
+            elif done[0] in self.repeats.under_way:
+                self.repeats.settle(*done, self.trials)
             else:
                 again = self._settle(*done)
                 waiting += [again] if again is not None else []
+
+    def _close_up(self, waiting: Collection[int]) -> bool:
+        """When no new layout is left to try: those that may still join the front, then further seeds; False if none."""
+        number = self.climb.owed(waiting) if self.climb else None
+        if number is not None:
+            self._run_trial(number)
+            return True
+        # Whose place on the front is unsure is known when all others have ended.
+        return not self.running and self.repeats.begin(self.trials)
+
+    def _busy(self) -> int:
+        return len(self.running) + len(self.repeats.under_way)
 
     def _remember(self) -> None:
         """Fill the memory, and the sampler's, from the tables."""
@@ -364,7 +356,7 @@ class Search:
             else:
                 self.stop_asked = True
                 # The signal may have come in the middle of a line: another thread waits for the end of it.
-                threading.Thread(target=self.watcher.stopping, args=(len(self.running),)).start()
+                threading.Thread(target=self.watcher.stopping, args=(self._busy(),)).start()
 
         def terminated(_signal: int, _frame: FrameType | None) -> None:
             stop()

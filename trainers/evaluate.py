@@ -178,7 +178,7 @@ def _evaluate(job: Job, saved: Saved | None, began: float, notes: dict[str, Any]
             if _best(one.stops[-1]) is None:
                 # Another learning rate might still have done.
                 rate, end = list(zip(budget.learning_rates, one.stops[-1].runs, strict=True))[-1]
-                return Unfit(why=f"{task.name}, learning rate {rate:g}: {end}")
+                return Unfit(why=f"{task.name}, learning rate {rate:g}: {end}", diverged=True)
         if job.checkpoints is not None and job.goal < len(job.budget.rungs):
             try:
                 _save(job, ran, time.perf_counter() - began + _seconds_before(saved))

@@ -42,6 +42,8 @@ class Unfit:
     """The layout is to blame: tell the search, and go on."""
 
     why: str
+    diverged: bool = False
+    """Its numbers left the finite range, rather than a limit of time or memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,10 @@ def command(
     json: JsonOption = False,
 ) -> int:
     """Show a study's Pareto front."""
+    from nas.cli.front_page import drawn_axes, front_rows, show_front
     from nas.cli.output import console, print_json, say
-    from nas.cli.session import drawn_axes, show_front
     from nas.errors import EXIT_NOTHING, reading_input
-    from nas.front import front, row
+    from nas.front import front
     from nas.open_study import open_study
 
     with open_study(storage, study) as (store, record):
@@ -36,7 +36,7 @@ def command(
             axes = drawn_axes(objectives, record, trials)
     best = front(trials, axes)
     if json:
-        print_json([row(trial, axes) for trial in best])
+        print_json(front_rows(trials, axes))
     else:
         show_front(trials, record, console(), axes)
     if not best:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -9,8 +10,20 @@ from rich.text import Text
 
 from dashboards import quantities
 from nas.front import Beaten
+from nas.noise import Estimate
 from search_space.family import FAMILIES, UNKNOWN_FAMILY, Family
 from storage.records import Axis, TrialRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeds:
+    """What further seeds say of finished trials; empty where there are none."""
+
+    estimates: Mapping[str, Mapping[int, Estimate]]
+    """By name of what was trained, and trial."""
+    chances: Mapping[int, float]
+    """By trial: how likely it is to stand on the front."""
+
 
 SCATTER_WIDTH, SCATTER_HEIGHT = 64, 9
 
@@ -50,8 +63,10 @@ def front_table(
     contexts: Sequence[int],
     letters: Sequence[str],
     axes: Sequence[Axis] = (),
+    seeds: Seeds | None = None,
 ) -> Table:
     """The front, one row a layout; letters are the marks of the scatter below. Axes without a column get one."""
+    spread = seeds.estimates if seeds is not None and seeds.chances else None
     shown = {"quality", "latency_ms", "params", *(f"kv_bytes@{context}" for context in contexts)}
     further = [axis for axis in axes if axis.name not in shown and axis.name != "kv_bytes"]
     own_width = any("width" in trial.costs for trial in trials)
@@ -61,6 +76,9 @@ def front_table(
     table.add_column("layout", overflow="fold")
     table.add_column("strip")
     table.add_column("quality", justify="right")
+    if spread is not None:
+        for title in ("95 % interval", "seeds", "on front"):
+            table.add_column(title, justify="right")
     table.add_column("decode", justify="right")
     for context in contexts:
         table.add_column(f"cache {quantities.tokens(context)}", justify="right")
@@ -76,15 +94,40 @@ def front_table(
             str(trial.number),
             Text(trial.layout.text),
             strip(trial.layout.layers, families),
-            f"{trial.result.quality:.3f}" if trial.result else "",
+            _quality(trial),
+            *_seed_cells(trial, seeds) if seeds is not None and spread is not None else (),
             quantities.milliseconds(trial.costs["latency_ms"]),
             *(quantities.size(trial.costs[f"kv_bytes@{context}"]) for context in contexts),
-            *(quantities.value(axis.name, trial.value(axis.name), axis.unit) for axis in further),
+            *(
+                quantities.value(axis.name, trial.value(axis.name), axis.unit)
+                + _interval((spread or {}).get(axis.name, {}).get(trial.number), " ({})")
+                for axis in further
+            ),
             quantities.count(trial.costs["params"]),
             *([f"{trial.costs['width']:.0f}" if "width" in trial.costs else ""] if own_width else []),
             trial.origin,
         )
     return table
+
+
+def _quality(trial: TrialRecord) -> str:
+    value = trial.value("quality")
+    return "" if value is None else f"{value:.3f}"
+
+
+def _seed_cells(trial: TrialRecord, seeds: Seeds) -> tuple[str, str, str]:
+    """The interval of the quality, the seeds behind it, and how likely the trial is to stand on the front."""
+    found = seeds.estimates["quality"].get(trial.number)
+    chance = seeds.chances.get(trial.number)
+    return (
+        _interval(found),
+        str(len(trial.by_seed("quality"))),
+        "" if chance is None else f"{chance * 100:.0f} %",
+    )
+
+
+def _interval(found: Estimate | None, form: str = "{}") -> str:
+    return "" if found is None else form.format(f"{found.low:.2f}–{found.high:.2f}")
 
 
 def front_letters(count: int) -> list[str]:

@@ -8,13 +8,13 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from dashboards import quantities
 from search_space.layout import Layout
-from storage.records import TrialRecord
+from storage.records import ResultRecord, TrialRecord
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
 class ProgressWatcher:
-    """Shows a search on standard error; implements nas.search.Watcher."""
+    """Shows a search on standard error; implements nas.watcher.Watcher."""
 
     def __init__(self, console: Console, *, total: int, done: int) -> None:
         self.console, self.total = console, total
@@ -90,6 +90,14 @@ class ProgressWatcher:
         elif trial.state not in ("done", "pruned"):
             self._line(f"trial {trial.number} {trial.layout.text}: {ending}")
 
+    def repeated(self, trial: TrialRecord, result: ResultRecord) -> None:
+        """One more seed."""
+        seeds = trial.by_seed("quality")
+        self._line(
+            f"seed {result.seed} of trial {trial.number} {trial.layout.text}: quality {result.quality:.3f}, "
+            f"{sum(seeds) / len(seeds):.3f} over {len(seeds)} seeds"
+        )
+
     def skipped(self, layout: Layout, why: str) -> None:
         """A proposal was turned down."""
         del layout, why
@@ -134,7 +142,7 @@ class ProgressWatcher:
         if self.skips:
             parts.append(f"skipped {self.skips}")
         if self.best is not None and self.best.result is not None:
-            parts.append(f"best {self.best.result.quality:.3f} {self.best.layout.text}")
+            parts.append(f"best {self.best.value('quality'):.3f} {self.best.layout.text}")
         self.progress.update(self.task, completed=self.done, state=" · ".join(parts))
 
 

@@ -23,6 +23,12 @@ def command(
     study: StudyOption = None,
     storage: StorageOption = None,
     trials: Annotated[int | None, typer.Option(help="Trials that the study shall have in all.")] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            help="Trainings with new seeds near the front, in all; one for four trials if left out."
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at the same time, one core each.")] = None,
     sampler: Annotated[
         str | None,
@@ -72,6 +78,7 @@ def command(
         "study": study,
         "storage": storage,
         "trials": trials,
+        "repeats": repeats,
         "workers": workers,
         "sampler": sampler,
         "seed": seed,

@@ -1,9 +1,8 @@
 """One `nas search` from the first line to the last: open, announce, search, tell what was found and what comes next."""
 
 import random
-import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,23 +11,24 @@ from rich.console import Console
 
 from dashboards import quantities
 from nas.aim import make_aim
-from nas.axes import make_axes, measure_ahead, redrawn
+from nas.axes import make_axes, measure_ahead
 from nas.bounds import Bounds
+from nas.cli.front_page import front_rows, show_front
 from nas.cli.output import console, print_json, say
-from nas.cli.picture import beaten_lines, front_letters, front_table, legend, scatter
 from nas.cli.progress import ProgressWatcher
-from nas.cli.rung_lines import rung_lines, rungs_json
+from nas.cli.rung_lines import rungs_json
 from nas.climb import climb_of, ladder_of, rules_of
 from nas.config import Config, differences, hash_of, meaning, of_study, resolve
 from nas.errors import EXIT_INTERRUPTED, EXIT_NOTHING, Refused, reading_input
-from nas.front import beaten, finished, front, hypervolume, row, trained_axis
+from nas.front import finished, front, hypervolume
 from nas.plan import Plan, families, make_plan
 from nas.prices import LatencyBook, open_machine_table
+from nas.repeats import next_repeat
 from nas.samplers.registry import check_sampler, make_sampler
 from nas.search import Ending, Search
 from nas.workers.inline import InlinePool
 from nas.workers.pool import Pool, probe_job
-from storage.records import Axis, StudyRecord, TrialRecord
+from storage.records import StudyRecord, TrialRecord
 from storage.store import Store
 from trainers.measure import device_name
 
@@ -150,6 +150,8 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
             f"rungs    at {shares} % of the steps; the best {config.rungs.keep * 100:.0f} % go on, "
             f"{config.rungs.chance * 100:.0f} % by chance, and whatever may still join the front"
         )
+    if config.most_repeats:
+        lines.append(f"seeds    {_repeat_words(config.most_repeats)}, of layouts near the front, at the end")
     already = sum(done.values())
     if already:
         lines.append(f"goes on  {already} trials are there, {max(0, config.trials - already)} to come")
@@ -163,9 +165,16 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     left = config.trials - already
     if left > 0:
-        seconds = _seconds_a_trial(plan) * left / (1 if _inline(config) else config.workers) + OVERHEAD_S
+        seconds = (
+            _seconds_a_trial(plan) * (left + config.most_repeats) / (1 if _inline(config) else config.workers)
+            + OVERHEAD_S
+        )
         about = "at most about" if config.rungs.stop else "about"
         say(f"{about} {quantities.duration(seconds)}. Ctrl-C stops cleanly; the same command goes on.")
+
+
+def _repeat_words(count: int) -> str:
+    return "1 training with a new seed" if count == 1 else f"{count} trainings with new seeds"
 
 
 def _toward(plan: Plan) -> str:
@@ -210,7 +219,8 @@ def _search(
     there = store.counts(study)
     ended = sum(there[state] for state in ("done", "pruned", "unfit", "lost"))
     waiting = there["waiting"] + there["running"]
-    if ended >= config.trials and not waiting and not _resting(plan, store, study):
+    complete = ended >= config.trials and not waiting and not _resting(plan, store, study)
+    if complete and not _to_repeat(plan, store, study):
         say(f"the study has its {config.trials} trials; nothing is left to train")
         return Ending(interrupted=False, exhausted=False, skipped=0)
     with reading_input():
@@ -245,6 +255,12 @@ def _resting(plan: Plan, store: Store, study: StudyRecord) -> bool:
     return bool(ladder.promotable() or ladder.protected())
 
 
+def _to_repeat(plan: Plan, store: Store, study: StudyRecord) -> bool:
+    """Whether further seeds are to be trained."""
+    most = plan.config.most_repeats
+    return most > 0 and next_repeat(store.trials(study), study.axes, most=most) is not None
+
+
 def _make_pool(config: Config) -> Pool:
     if _inline(config):
         return InlinePool()
@@ -272,7 +288,7 @@ def _tell(
                 "storage": store.shown_url,
                 "trials": store.counts(study),
                 "hypervolume": volume,
-                "front": [row(trial, study.axes) for trial in best],
+                "front": front_rows(trials, study.axes),
                 "rungs": rungs_json(trials, study),
             }
         )
@@ -296,54 +312,3 @@ def _tell(
         say(f"       nas dashboard {where}")
         say(f"       nas report {where} -o report.html")
         say(f"       nas search {where} --trials {max(64, 2 * len(trials))}")
-
-
-def drawn_axes(names: str, study: StudyRecord, trials: list[TrialRecord]) -> tuple[Axis, ...]:
-    """Axes by other names, commas between them, for a study that is there; ValueError if one has no stored values."""
-    config = _with_study(Config(), {}, study)
-    # A comma within brackets belongs to its name.
-    texts = [text for text in re.split(r",(?![^\[]*\])", names) if text.strip()]
-    return redrawn(texts, study.axes, list(config.tasks), config.target.frame(), finished(trials))
-
-
-def show_front(
-    trials: list[TrialRecord], study: StudyRecord, out: Console, drawn: Sequence[Axis] | None = None
-) -> None:
-    """Print the front as a table with its strips, a scatter, and what it beats; on other axes if some are given."""
-    axes = drawn or study.axes
-    best = front(trials, axes)
-    done = finished(trials)
-    if not best:
-        return
-    letters = front_letters(len(best))
-    contexts = sorted(int(name.partition("@")[2]) for name in best[0].costs if name.startswith("kv_bytes@"))
-    out.print(f"\nFront ({len(best)} of {len(done)}; hypervolume {hypervolume(trials, axes):.3f})")
-    out.print(front_table(best, study.families, contexts, letters, axes))
-    out.print(legend(best, study.families))
-    across = next((axis for axis in reversed(axes) if axis.log), None)
-    up = trained_axis(axes)
-    if across is not None and up is not None:
-        others = [trial for trial in done if trial not in best]
-        out.print(scatter(best, others, letters, across.name, up.name), markup=False, highlight=False)
-    lines = beaten_lines(beaten(trials, axes))
-    if lines:
-        out.print("\nBeaten:")
-        for line in lines:
-            out.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    whole = [
-        (trial.costs["latency_ms_whole"], trial.costs["latency_ms"])
-        for trial in best
-        if "latency_ms_whole" in trial.costs
-    ]
-    if whole:
-        worst = max(whole, key=lambda pair: abs(pair[0] / pair[1] - 1))
-        out.print(
-            f"\nLatency is a sum over layers; {len(whole)} networks of the front were also run end to end, and the "
-            f"worst differs by {(worst[0] / worst[1] - 1) * 100:+.0f} % ({quantities.milliseconds(worst[1])} summed, "
-            f"{quantities.milliseconds(worst[0])} run).",
-            highlight=False,
-            soft_wrap=True,
-        )
-    rungs = rung_lines(trials, study)
-    if rungs:
-        out.print("\n" + "\n".join(rungs), markup=False, highlight=False, soft_wrap=True)

@@ -39,6 +39,10 @@ def command(
                 "costs": dict(found.costs),
                 "layer_costs": [dict(costs) for costs in found.layer_costs],
                 "details": dict(result.details) if result else {},
+                "repeats": [
+                    {"seed": one.seed, "quality": one.quality, "scores": dict(one.scores)}
+                    for one in found.repeats
+                ],
             }
         )
         return 0

@@ -57,6 +57,12 @@ def print_trial(
     metrics = ", ".join(f"{name} {value:.3f}" for name, value in result.details.get("metrics", {}).items())
     out.print(f"quality {result.quality:.3f}: {scores}", highlight=False)
     out.print(f"  {metrics}", highlight=False, soft_wrap=True)
+    if trial.repeats:
+        seeds = [f"{one.quality:.3f} (seed {one.seed})" for one in (result, *trial.repeats)]
+        mean = trial.value("quality") or 0.0
+        out.print(
+            f"  {mean:.3f} over {len(seeds)} seeds: {', '.join(seeds)}", highlight=False, soft_wrap=True
+        )
     # Qualities of one rung only can be compared.
     rivals = [own for other in trials for own in other.results if own.rung == result.rung]
     better = sum(1 for own in rivals if own.quality > result.quality)

@@ -74,7 +74,7 @@ class Studied:
         if name in axes:
             place = axes.index(name)
             return np.array([values_of(trial, self.study.axes)[place] for trial in self.trials])
-        return np.array([trial.result.scores[name] for trial in self.trials if trial.result])
+        return np.array([trial.value(name) for trial in self.trials if trial.result])
 
     def check(self, name: str) -> None:
         """Raise ValueError for what cannot be explained."""

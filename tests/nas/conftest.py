@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
     "study": "tiny",
     "workers": 1,
     "trials": 6,
+    "repeats": 0,
     "sampler": "random",
     "latency_cache": None,
     "target": {

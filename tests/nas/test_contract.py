@@ -19,7 +19,10 @@ from trainers.evaluate import Job
 from trainers.outcome import Outcome, Unfit
 
 Run = Callable[..., Any]
-FRONT_KEYS = {"trial", "layout", "quality", "latency_ms", "kv_bytes", "params", "scores", "origin"}
+FRONT_KEYS = {
+    "trial", "layout", "quality", "quality_interval", "seeds", "front_probability", "latency_ms", "kv_bytes", "params",
+    "scores", "origin",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -79,7 +82,7 @@ def test_front_and_trials_answer_with_lists(search: Run, run: Run, url: str) -> 
     assert "uniform" in origins and origins <= {"uniform", "search", *PRESETS}
     assert run("trials", *place, "--state", "unfit", "--state", "lost").json == []
     shown = run("show", 2, *place).json
-    assert {"on_front", "costs", "layer_costs", "details", *trials[2]} == set(shown)
+    assert {"on_front", "costs", "layer_costs", "details", "repeats", *trials[2]} == set(shown)
     assert {key: shown[key] for key in trials[2]} == trials[2]
     assert shown["costs"]["kv_bytes"] == trials[2]["kv_bytes"]
     assert shown["on_front"] == (2 in [row["trial"] for row in found])
@@ -123,7 +126,9 @@ def test_going_on_trains_only_the_new_trials(search: Run, run: Run, trained: lis
 
 def test_a_study_goes_on_by_its_name_alone(search: Run, run: Run, trained: list[Job], url: str) -> None:
     search("--trials", 3)
-    said = run("search", "--study", "tiny", "--storage", url, "--trials", 5, "--workers", 1, "--json")
+    said = run(
+        "search", "--study", "tiny", "--storage", url, "--trials", 5, "--workers", 1, "--repeats", 0, "--json"
+    )
     assert said.code == 0 and said.json["trials"]["done"] == 5 and len(trained) == 5
 
 

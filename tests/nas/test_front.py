@@ -131,6 +131,7 @@ def test_rows_hold_plain_numbers(trial: Make) -> None:
         "kv_bytes": 2048,
         "params": 7,
         "scores": {"mqar": 0.5},
+        "seeds": 1,
         "origin": "kimi-linear",
     }
     unfit = trial_row(trial(4, None, 2.0, 2048, state="unfit"))
