@@ -2,6 +2,7 @@
 
 import random
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,11 +12,16 @@ from nas.config import resolve
 from nas.plan import families, make_plan
 from nas.prices import LatencyBook, price
 from nas.samplers.registry import SAMPLERS, make_sampler
-from nas.samplers.sampler import Known
+from nas.samplers.sampler import Aim, Known
 from storage.records import Axis, LayoutRecord, NewTrial, ResultRecord
 from storage.store import Store
 
 KNOWN = (100, 1000)
+AXES = (
+    Axis(name="quality", maximise=True, low=0.0, high=1.0, log=False),
+    Axis(name="latency_ms", maximise=False, low=1.0, high=100.0, log=True, unit="ms"),
+    Axis(name="kv_bytes", maximise=False, low=1e5, high=1e10, log=True, unit="bytes"),
+)
 
 
 def main() -> None:
@@ -23,13 +29,18 @@ def main() -> None:
     plan, rng = make_plan(resolve()), random.Random(0)
     asks: dict[str, dict[str, float]] = {}
     for name in SAMPLERS:
-        sampler = make_sampler(name, plan.space, maximise=[True, False, False], seed=0)
+        try:
+            sampler = make_sampler(name, plan.space, Aim(axes=AXES), seed=0)
+        except ValueError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
         asks[name], told = {}, 0
         for target in KNOWN:
             while told < target:
                 params = plan.space.params_of(plan.space.sample(rng))
                 assert params is not None
-                sampler.learn(Known(params=params, attrs={}, values=[rng.random() for _ in range(3)]))
+                values = [rng.random(), 10 ** rng.uniform(0, 2), 10 ** rng.uniform(5, 10)]
+                sampler.learn(Known(params=params, attrs={}, values=values))
                 told += 1
             times = []
             for attempt in range(10):
@@ -48,8 +59,7 @@ def main() -> None:
 def _transactions(store: Store) -> dict[str, float]:
     """Milliseconds of writing one trial, waiting to done, and of pricing its layout once latencies are known."""
     plan, rng = make_plan(resolve()), random.Random(1)
-    axes = (Axis(name="quality", maximise=True, low=0, high=1, log=False),)
-    study = store.create_study(name="bench", config={}, config_hash="", axes=axes, families=families())
+    study = store.create_study(name="bench", config={}, config_hash="", axes=AXES, families=families())
     book = LatencyBook(store=store, machine=None, device="cpu")
     layouts = list(dict.fromkeys(plan.space.sample(rng) for _ in range(40)))
     for layout in layouts:
