@@ -56,7 +56,7 @@ def plan(operators: Sequence[str] | None, device: torch.device, *, toy: bool) ->
         bounds = {
             row.widths
             for row in table(probe.operator)
-            if row.architecture in (ANY, place) and probe.asks(row.kernel)
+            if row.architecture in (ANY, place) and row.takes(dtype) and probe.asks(row.kernel)
         }
         for widths in sorted(bounds)[: 1 if toy else None]:
             sizes = TOY_SHAPES["toy"] if toy else replace(fitting(probe, widths), time=130)
@@ -237,9 +237,7 @@ def _served(probe: Probe, sizes: Sizes, dtype: str, place: str) -> Sizes | None:
             if width is None
             else replace(sizes, key=min(sizes.key, width), value=min(sizes.value, width))
         )
-        kernels = {row.kernel for row in table(probe.operator) if probe.asks(row.kernel)}
-        kernel = "forward" if "forward" in kernels else sorted(kernels)[0]
-        if find(probe.operator, kernel, probe.widths(own), dtype, place):
+        if find(probe.operator, probe.leading, probe.widths(own), dtype, place):
             return own
     return None
 

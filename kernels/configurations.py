@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 ANY = "any"
+HALF = "half"
+HALVES = ("bfloat16", "float16")
+"""The types that a row for `half` serves: it is for kernels that take float32 at other blocks, or not so wide."""
 FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """One row: for widths up to these, in this type on this architecture (or any), so many warps, stages and block sizes.
+    """One row: for widths up to these, in this type (or half, or any) on this architecture (or any), its launch.
+
+    So many warps, stages and block sizes.
 
     Raises:
         ValueError: a number is no power of two where it must be, or not positive.
@@ -47,9 +52,17 @@ class Configuration:
             self.kernel == kernel
             and len(widths) == len(self.widths)
             and all(width <= bound for width, bound in zip(widths, self.widths, strict=True))
-            and self.dtype in (ANY, dtype)
+            and self.takes(dtype)
             and self.architecture in (ANY, architecture)
         )
+
+    def takes(self, dtype: str) -> bool:
+        """Whether this row may be used in that type."""
+        return self.dtype in (ANY, dtype) or (self.dtype == HALF and dtype in HALVES)
+
+    def rank(self) -> tuple[bool, int, tuple[int, ...]]:
+        """Of several rows that serve a call the one of the least rank is taken: it was written for fewer calls."""
+        return self.architecture == ANY, {ANY: 2, HALF: 1}.get(self.dtype, 0), self.widths
 
     def json(self) -> dict[str, Any]:
         """The row as it stands in a file."""
@@ -112,7 +125,7 @@ def _closest(
     operator: str, kernel: str, widths: tuple[int, ...], dtype: str, architecture: str
 ) -> Configuration | None:
     fitting = [row for row in table(operator) if row.serves(kernel, widths, dtype, architecture)]
-    return min(fitting, key=lambda row: (row.architecture == ANY, row.dtype == ANY, row.widths), default=None)
+    return min(fitting, key=Configuration.rank, default=None)
 
 
 _tried: dict[str, tuple[Configuration, ...]] = {}
@@ -131,8 +144,6 @@ def trying(operator: str, rows: Sequence[Configuration]) -> Iterator[None]:
 def widest(operator: str, kernel: str, dtype: str | None = None) -> tuple[int, ...] | None:
     """The largest widths that any row of a kernel serves, in one type if it is given; None where it has no row."""
     rows = [
-        row.widths
-        for row in table(operator)
-        if row.kernel == kernel and (dtype is None or row.dtype in (ANY, dtype))
+        row.widths for row in table(operator) if row.kernel == kernel and (dtype is None or row.takes(dtype))
     ]
     return tuple(max(column) for column in zip(*rows, strict=True)) if rows else None

@@ -49,7 +49,7 @@ class Probe:
     widths: Callable[[Sizes], tuple[int, ...]]
     """The sizes that the operator's table of configurations goes by."""
     kernels: tuple[str, ...] = ()
-    """Those of the table whose rows go by these widths; all of them where none is named."""
+    """Those of the table whose rows go by these widths, the leading one first; all of them where none is named."""
     wide: tuple[str, ...] = ()
     timed: tuple[str, ...] = ()
     carried: Mapping[str, int] = field(default_factory=dict)
@@ -63,6 +63,11 @@ class Probe:
     def id(self) -> str:
         """operator: name."""
         return f"{self.operator}: {self.name}"
+
+    @property
+    def leading(self) -> str:
+        """The kernel by whose rows a call is answered or refused."""
+        return (self.kernels or ("forward",))[0]
 
     def asks(self, kernel: str) -> bool:
         """Whether the rows of this kernel go by the probe's widths."""

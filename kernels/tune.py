@@ -17,7 +17,7 @@ import torch
 
 from kernels.backend import INTERPRETER, TRITON_DTYPES, architecture
 from kernels.check import deviations
-from kernels.configurations import Configuration, path_of, read, table, trying, write
+from kernels.configurations import ANY, Configuration, path_of, read, table, trying, write
 from kernels.probe import Probe, Sizes, cast, differentiable, fitting, token_of
 from kernels.probes import probes_of
 
@@ -165,7 +165,7 @@ def tune(
     won: dict[str, list[Configuration]] = {}
     for operator in operators:
         for row in table(operator):
-            if row.architecture not in ("any", architecture(device)):
+            if row.architecture not in (ANY, architecture(device)) or not row.takes(TRITON_DTYPES[dtype]):
                 continue
             found = tune_row(operator, row, dtype, device, shape=small if toy else large, most=most)
             say(

@@ -75,7 +75,7 @@ def block_attention(
         require_shape(name, "positions", positions, (keys,), "[S]")
     scale = key**-0.5 if scale is None else scale
     widths = {"K": key, "V": v.shape[-1]}
-    implementation = resolve(backend, name, q, k, v, index, positions, widths=widths)
+    implementation = resolve(backend, name, q, k, v, index, positions, widths=widths, like=v)
     if implementation == "triton":
         from kernels.block_attention import triton
 
@@ -125,7 +125,7 @@ def block_attention_step(
     _within(name, "slots", slots, held)
     scale = key**-0.5 if scale is None else scale
     widths = {"K": key, "V": v.shape[-1]}
-    implementation = resolve(backend, name, q, k, v, slots, widths=widths, kernel="step")
+    implementation = resolve(backend, name, q, k, v, slots, widths=widths, kernel="step", like=v)
     if implementation == "triton" and not wants_gradient(q, k, v):
         from kernels.block_attention import triton
 

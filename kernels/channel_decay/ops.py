@@ -56,7 +56,7 @@ def channel_decay(
     if state is not None:
         require_shape(name, "state", state, (documents, heads, key, value), "[B, H, K, V]")
     tensors = (q, k, v, log_decay, bonus, state, cu_seqlens)
-    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value})
+    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, like=v)
     if implementation == "triton":
         from kernels.channel_decay import triton
 
@@ -104,7 +104,7 @@ def channel_decay_step(
         _require_bonus(name, bonus, (batch, heads, key))
     require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
     tensors = (q, k, v, log_decay, bonus, state)
-    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, kernel="step")
+    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, kernel="step", like=v)
     if implementation == "triton" and not wants_gradient(*tensors):
         from kernels.channel_decay import triton
 

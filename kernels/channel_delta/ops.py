@@ -53,7 +53,7 @@ def channel_delta(
     if state is not None:
         require_shape(name, "state", state, (documents, heads, key, value), "[B, H, K, V]")
     tensors = (q, k, v, log_decay, beta, state)
-    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value})
+    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, like=v)
     if implementation == "triton":
         from kernels.channel_delta import triton
 
@@ -98,7 +98,7 @@ def channel_delta_step(
     require_shape(name, "beta", beta, (batch, heads), "[B, H]")
     require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
     tensors = (q, k, v, log_decay, beta, state)
-    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, kernel="step")
+    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, kernel="step", like=v)
     if implementation == "triton" and not wants_gradient(*tensors):
         from kernels.channel_delta import triton
 

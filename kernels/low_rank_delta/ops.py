@@ -59,7 +59,7 @@ def low_rank_delta(
             f"{name}: bound={bound} is negative: give the hardest decay without its sign, or None"
         )
     tensors = (q, k, v, log_decay, a, b, state, cu_seqlens)
-    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value})
+    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, like=v)
     if implementation == "triton":
         from kernels.low_rank_delta import triton
 
@@ -104,7 +104,7 @@ def low_rank_delta_step(
         require_shape(name, letter, tensor, (batch, heads, key), "[B, H, K]")
     require_shape(name, "state", state, (batch, heads, key, value), "[B, H, K, V]")
     tensors = (q, k, v, log_decay, a, b, state)
-    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, kernel="step")
+    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, kernel="step", like=v)
     if implementation == "triton" and not wants_gradient(*tensors):
         from kernels.low_rank_delta import triton
 

@@ -33,7 +33,7 @@ def prefix_attention(
     require_groups(name, heads, groups)
     scale = key**-0.5 if scale is None else scale
     widths = {"K": key, "V": v.shape[-1]}
-    implementation = resolve(backend, name, q, k, v, visible, widths=widths)
+    implementation = resolve(backend, name, q, k, v, visible, widths=widths, like=v)
     if implementation == "triton":
         from kernels.prefix_attention import triton
 

@@ -77,7 +77,7 @@ def routed_attention(
         )
     _require_blocks(name, blocks, block, keys)
     scale = key**-0.5 if scale is None else scale
-    implementation = resolve(backend, name, q, k, v, blocks, widths={"K": key, "V": v.shape[-1]})
+    implementation = resolve(backend, name, q, k, v, blocks, widths={"K": key, "V": v.shape[-1]}, like=v)
     if implementation == "triton":
         from kernels.routed_attention import triton
 
@@ -125,7 +125,7 @@ def routed_attention_step(
     _require_blocks(name, blocks, block, length)
     scale = key**-0.5 if scale is None else scale
     widths = {"K": key, "V": v.shape[-1]}
-    implementation = resolve(backend, name, q, k, v, blocks, widths=widths, kernel="step")
+    implementation = resolve(backend, name, q, k, v, blocks, widths=widths, kernel="step", like=v)
     if implementation == "triton" and not wants_gradient(q, k, v):
         from kernels.routed_attention import triton
 

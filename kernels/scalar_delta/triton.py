@@ -152,6 +152,8 @@ def _forward(
             until = tl.load(fades + at * 2 * CHUNK + CHUNK + i)
             kept = (fresh * until[:, None]).to(value.dtype)
             S = S * tl.load(fades + at * 2 * CHUNK + CHUNK - 1)
+        # Loaded anew, for it is in the cache, and registers are what there is least of.
+        key = tl.load(k + shared * K + at_k, mask=own_k, other=0.0)
         S += tl.dot(tl.trans(key), kept, input_precision=PRECISION)
         query = tl.load(q + shared * K + at_k, mask=own_k, other=0.0)
         reads = tl.load(scores + at * CHUNK * CHUNK + square)

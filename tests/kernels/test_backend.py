@@ -5,6 +5,7 @@ import torch
 
 import kernels.backend
 from kernels.backend import is_poisoned, resolve, working_dtype
+from kernels.configurations import Configuration
 
 
 def test_fresh_memory_is_poisoned():
@@ -81,3 +82,11 @@ def test_poison_is_seen_in_every_dtype():
 def test_states_are_never_narrower_than_float32():
     assert working_dtype(torch.ones(1, dtype=torch.bfloat16), None) == torch.float32
     assert working_dtype(torch.ones(1), torch.ones(1, dtype=torch.float64)) == torch.float64
+
+
+def test_a_row_for_half_precision_is_not_for_float32_and_stands_above_one_for_any():
+    own = {"kernel": "forward", "num_warps": 4, "num_stages": 1, "blocks": {}}
+    rows = [Configuration(**own, widths=(size,), dtype=kind) for size, kind in ((64, "any"), (128, "half"))]
+    assert [rows[1].takes(dtype) for dtype in ("bfloat16", "float16", "float32")] == [True, True, False]
+    assert min(rows, key=Configuration.rank) is rows[1]
+    assert not rows[1].serves("forward", (64,), "float32", "sm_90")
