@@ -370,7 +370,7 @@ def test_a_step_in_triton_erases_too(near):
 
 def test_kernels_go_on_in_the_middle_of_a_chunk(near):
     """The rest of the chunk is the chunk form's, what follows the kernels', and gradients reach what came before."""
-    inputs = draw(150, levels=9)
+    inputs = draw(150, batch=1, heads=2, levels=9)
     found = []
     for backend in ("reference", "triton"):
         leaves = [x.clone().requires_grad_() for x in inputs.values()]

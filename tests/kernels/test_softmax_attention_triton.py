@@ -51,7 +51,7 @@ def check(near, inputs, **options):
         {"window": 1},
         {"window": 9},
         {"window": 9, "sinks": 3},
-        {"window": 70, "sinks": 40, "skipped": 7},
+        {"window": 12, "sinks": 35, "skipped": 7},
         {"sinks": 3, "skipped": 7, "slopes": SLOPES},
         {"slopes": SLOPES},
         {"slopes": SLOPES, "window": 66},
@@ -63,13 +63,13 @@ def check(near, inputs, **options):
     ids=lambda options: " ".join(options),
 )
 def test_each_option_alone(near, options):
-    check(near, draw(100, 170), **options)
+    check(near, draw(40, 110), **options)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_heads_of_a_group(near, groups):
-    check(near, draw(70, heads=4, groups=groups, batch=2), spans=(3, 80, 20, 5))
-    check(near, draw(70, heads=4, groups=groups, batch=2), window=40)
+    check(near, draw(40, heads=4, groups=groups, batch=2), spans=(3, 50, 20, 5))
+    check(near, draw(40, heads=4, groups=groups, batch=2), window=20)
 
 
 @pytest.mark.parametrize("key", [40, 80, 96])
