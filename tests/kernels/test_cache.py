@@ -31,9 +31,11 @@ def test_the_longest_mount_point_holds_a_path(path, kind):
 @pytest.fixture
 def mounts(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "MOUNTS", tmp_path / "mounts")
+    # Triton writes what is set in the program to the environment too, so that processes below inherit it. Set here
+    # before that, the variable is put back last, as it was: otherwise all later tests compile into this folder.
+    monkeypatch.setenv("TRITON_CACHE_DIR", "set by Triton below")
     monkeypatch.setattr(knobs.cache, "dir", "/people/me/.triton/cache")
-    # Triton writes what is set in the program to the environment too, so that processes below inherit it.
-    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.delenv("TRITON_CACHE_DIR")
     return tmp_path / "mounts"
 
 
