@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
+import torch
 
-from kernels.compile import SHARED_BYTES
+from kernels.compile import ARCHITECTURES, SHARED_BYTES, Footprint, footprints, shipped
 from kernels.configurations import table
 from kernels.probes import PROBES
 
@@ -28,30 +32,41 @@ SPILLS: dict[tuple[str, str, str], tuple[int, str]] = {
 """(operator, kernel, type) → bytes that it may spill, and why."""
 
 
-def compiled(operator, *options):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "kernels.compile", "--operator", operator, *options]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return [json.loads(line) for line in run.stdout.splitlines()]
+@pytest.fixture(scope="module")
+def apart() -> Iterator[ProcessPoolExecutor]:
+    """One process that compiles for all tests here: Triton interprets in this one, and importing it takes seconds."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("TRITON_INTERPRET", raising=False)
+            pool.submit(torch.set_num_threads, 1).result()
+        yield pool
 
 
-def check(operator, *options):
+def check(operator, rows):
     """Rows of an operator; its kernels must all be among them."""
-    rows = compiled(operator, *options)
     for row in rows:
-        assert row["shared_bytes"] <= SHARED_BYTES[row["architecture"]], row
-        allowed, _ = SPILLS.get((operator, row["kernel"], row["dtype"]), (0, ""))
-        assert row["spilled_bytes"] <= allowed, row
-    assert {row["kernel"] for row in rows} == {row.kernel for row in table(operator)}
+        assert row.shared_bytes <= SHARED_BYTES[row.architecture], row
+        allowed, _ = SPILLS.get((operator, row.kernel, row.dtype), (0, ""))
+        assert row.spilled_bytes <= allowed, row
+    assert {row.kernel for row in rows} == {row.kernel for row in table(operator)}
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_every_configuration_fits(operator):
-    check(operator, "--shipped")
+def test_every_configuration_fits(operator, apart):
+    check(operator, apart.submit(shipped, operator).result())
+
+
+def test_the_program_prints_what_it_compiled():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "kernels.compile", "--operator=norm", "--architecture=sm_90"]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    check("norm", [Footprint(**json.loads(line)) for line in run.stdout.splitlines()])
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_every_configuration_fits_with_every_option(operator):
-    check(operator, "--dtype=bfloat16", "--dtype=float16", "--dtype=float32", "--every")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_configuration_fits_with_every_option(operator, architecture, apart):
+    dtypes = ("bfloat16", "float16", "float32")
+    check(operator, apart.submit(footprints, operator, architecture, dtypes, every=True).result())
