@@ -37,7 +37,7 @@ SHAPES = (
     Shape(name="mqar", task=Mqar(), width=64, batch=128, length=64, steps=30),
     Shape(name="bytes", task=Bytes(), width=256, batch=32, length=512, steps=15),
 )
-TOY = (Shape(name="mqar", task=Mqar(pairs=(2,)), width=16, batch=2, length=16, steps=2),)
+TOY = (Shape(name="mqar", task=Mqar(pairs=(2,)), width=16, batch=1, length=16, steps=2),)
 
 
 def rows(device: torch.device, left_s: Callable[[], float], *, toy: bool) -> list[dict[str, Any]]:
@@ -75,9 +75,9 @@ def _member(shape: Shape, layout: str, rate: float, device: torch.device) -> Mem
 
 
 def _alone(shape: Shape, layout: str, device: torch.device, *, ours: bool) -> dict[str, Any]:
-    """The plain loop, after a short run that compiles and warms up."""
+    """The plain loop, after a short run that compiles and warms up, where there is a device to warm up."""
     with forced("triton") if ours else forced("chunked"):
-        for steps in (3, shape.steps):
+        for steps in (3, shape.steps) if device.type == "cuda" else (shape.steps,):
             member = _member(shape, layout, RATES[1], device)
             training = Training(
                 steps=steps,
