@@ -113,9 +113,9 @@ def test_what_is_not_seen_scores_nothing() -> None:
 
 @pytest.mark.usefixtures("spans")
 def test_spans_of_queries_make_no_difference(near: Near) -> None:
-    index, keep = index_inputs(21, 30, heads=2), 6
+    index, keep = index_inputs(11, 20, heads=2), 6
     chosen = select_keys(*index, keep=keep)
-    queries, keys, q, k = draw(2, 21, 3, 16), draw(2, 30, 3, 16), draw(2, 21, 2, 14), draw(2, 30, 14)
+    queries, keys, q, k = draw(2, 11, 3, 16), draw(2, 20, 3, 16), draw(2, 11, 2, 14), draw(2, 20, 14)
 
     def scores(backend: str) -> Callable[..., Tensor]:
         return lambda *own: index_scores(*own, chosen, backend=backend)

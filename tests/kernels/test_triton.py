@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,16 +15,18 @@ from kernels.probes import PROBES, probes_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Around a chunk of 64 and of 16 tokens, odd lengths, several chunks; widths that are and are not powers of two.
-FEW_SHAPES = (Sizes(time=17, key=12, value=20, batch=2), Sizes(time=65, key=60, value=24, heads=1))
+FEW_SHAPES = (Sizes(time=17, key=60, value=20, batch=2),)
 SHAPES = (
     *FEW_SHAPES,
     Sizes(time=1, key=16, value=32, heads=1),
-    Sizes(time=63, key=32, value=16, heads=1),
-    Sizes(time=64, key=16, value=64, groups=2),
-    Sizes(time=130, key=16, value=16, heads=1),
+    Sizes(time=64, key=32, value=16, groups=2),
+    Sizes(time=130, key=12, value=16, heads=1),
 )
-HALF_SHAPES = (Sizes(time=75, key=32, value=64, heads=1), Sizes(time=66, key=16, value=16, groups=2))
-WIDE_SHAPES = (Sizes(time=20, key=128, value=100, heads=1), Sizes(time=20, key=100, value=128, heads=1))
+# Of every probe: a chunk and a tail, and values of more than one tile, of which the last is not full.
+TILED = Sizes(time=66, key=16, value=70, heads=1)
+# Rounding is all that half precision adds: it grows with the chunks behind a token and with the sums of a product.
+HALF_SHAPES = (Sizes(time=75, key=32, value=64, heads=1),)
+WIDE_SHAPES = (Sizes(time=20, key=120, value=100, heads=1),)
 WIDEST = 2**16
 """A table that serves more than this serves whatever there is."""
 HALF_BOUNDS = {"output": 5e-3, "gradient": 8e-3, "loose": 2e-2}
@@ -97,7 +100,7 @@ def test_float32_equals_the_reference(probe, sizes, near):
     compare(probe, run(probe, "triton", inputs), expected, EXACT, near)
 
 
-@at(HALF_SHAPES, HALF_SHAPES[:1], "float16")
+@at(HALF_SHAPES, HALF_SHAPES, "float16")
 def test_float16_equals_the_reference(probe, sizes, near):
     inputs = draw(probe, sizes, torch.float16)
     expected = run(probe, "reference", inputs, dtype=torch.float64)
@@ -109,13 +112,14 @@ def test_float16_equals_the_reference(probe, sizes, near):
 
 
 @every_probe
-def test_two_runs_agree_to_the_bit_however_the_inputs_lie(probe):
-    inputs = draw(probe, Sizes(time=66, key=16, value=70, heads=1))
+def test_float32_equals_the_reference_to_the_same_bit_however_the_inputs_lie(probe, near):
+    inputs = draw(probe, TILED)
     strided = {name: torch.stack([x, torch.full_like(x, 99)], dim=-1)[..., 0] for name, x in inputs.items()}
     assert not all(x.is_contiguous() for x in strided.values())
-    expected = run(probe, "triton", inputs)
+    actual = run(probe, "triton", inputs)
+    compare(probe, actual, run(probe, "reference", inputs, dtype=torch.float64), EXACT, near)
     for name, value in run(probe, "triton", strided).items():
-        assert torch.equal(value, expected[name]), name
+        assert torch.equal(value, actual[name]), name
 
 
 def run_or_refuse(call):
@@ -129,7 +133,7 @@ def run_or_refuse(call):
 @every_probe
 def test_growth_is_computed_or_refused(probe, near):
     """A log-decay above 0 is a state that grows: no form may take it for something else."""
-    inputs = draw(probe, Sizes(time=33))
+    inputs = draw(probe, Sizes(time=33, heads=1))
     if "log_decay" not in inputs:
         pytest.skip("has no log-decay")
     signs = (
@@ -165,15 +169,15 @@ def test_no_token_is_refused_or_changes_nothing(probe, backend):
 
 
 @every_probe
-@pytest.mark.parametrize("cut", [1, 64, 70])
-def test_cut_anywhere(probe, cut, near):
+def test_cut_anywhere(probe, near):
+    """A first token alone, a whole chunk, a chunk and a tail, a tail: each goes on from the states before it."""
     if not probe.carried:
         pytest.skip("carries no state")
-    inputs = draw(probe, Sizes(time=75))
+    inputs = draw(probe, Sizes(time=135, heads=1))
     whole = probe.call("reference", inputs)
     part, outputs = dict(inputs), []
-    for span in (slice(None, cut), slice(cut, None)):
-        part.update({name: inputs[name][:, span] for name in probe.timed if name in inputs})
+    for start, end in pairwise((0, 1, 65, 131, 135)):
+        part.update({name: inputs[name][:, start:end] for name in probe.timed if name in inputs})
         results = probe.call("triton", part)
         outputs.append(results[0])
         part.update({name: results[place] for name, place in probe.carried.items()})
