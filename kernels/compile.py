@@ -51,9 +51,10 @@ class Footprint:
 
 
 def shipped(operator: str) -> list[Footprint]:
-    """Every row of an operator: in half precision for all architectures, in float32 for the first that finds it.
+    """Every row of an operator for all architectures that find it: in half precision, or in float32 if it has no other.
 
-    Products of float32 take twice as long to compile, and fill an A100's registers no less than an H100's.
+    What serves both is compiled in float32 too, for the first architecture alone: such products take twice as long to
+    compile, and fill an A100's registers no less than an H100's.
     """
     found = [
         one for architecture in ARCHITECTURES for one in footprints(operator, architecture, ["bfloat16"])
@@ -61,7 +62,7 @@ def shipped(operator: str) -> list[Footprint]:
     done: list[Configuration] = []
     for architecture in ARCHITECTURES:
         found += footprints(operator, architecture, ["float32"], without=done)
-        done += _found(operator, architecture, "float32")
+        done += [row for row in _found(operator, architecture, "float32") if row.dtype != "float32"]
     return found
 
 
