@@ -46,7 +46,7 @@ class PlainChoices:
         self, distributions: Mapping[str, BaseDistribution], usable: Callable[[Params], bool] | None = None
     ) -> None:
         self.encoding = Encoding(distributions)
-        self.usable = usable or (lambda _: True)
+        self.usable = usable
 
     def all(self, most: int) -> list[Key] | None:
         """Every set of choices, None where there are more than `most`."""
@@ -111,7 +111,7 @@ class PlainChoices:
         return [key for params in made if (key := self._key(params)) is not None]
 
     def _key(self, params: Params) -> Key | None:
-        return self.encoding.key(params) if self.usable(params) else None
+        return self.encoding.key(params) if self.usable is None or self.usable(params) else None
 
     def _options_of(self, names: Sequence[str]) -> tuple[Any, ...]:
         distribution = self.encoding.distributions[names[0]]

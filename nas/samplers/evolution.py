@@ -13,7 +13,8 @@ from optuna.distributions import BaseDistribution
 
 from nas.samplers.choices import Choices
 from nas.samplers.encoding import Key, Params
-from nas.samplers.relative import History, RelativeSampler, spread
+from nas.samplers.history import History
+from nas.samplers.relative import RelativeSampler, spread
 from search_space.layout import Layout
 from search_space.space import Space
 from storage import pareto

@@ -14,9 +14,10 @@ from optuna.distributions import BaseDistribution
 
 from nas.samplers.choices import Choices
 from nas.samplers.encoding import Key, Params
+from nas.samplers.history import History
 from nas.samplers.pool import Costs, Known, Row
 from nas.samplers.proposer import Proposer
-from nas.samplers.relative import History, RelativeSampler, spread
+from nas.samplers.relative import RelativeSampler, spread
 from search_space.layout import Layout
 from search_space.space import Space
 
@@ -58,6 +59,9 @@ class LayoutSampler(RelativeSampler):
             raise ValueError("known_layout: it takes the place of known where there is a space of layouts")
         self.known, self.known_layout = known, known_layout
         self.batch_aware, self.starts = batch_aware, n_startup_trials
+
+    def _forget(self) -> None:
+        super()._forget()
         self._proposer: tuple[Any, Proposer] | None = None
 
     def propose(self, choices: Choices, signs: tuple[float, ...], history: History) -> Key | None:

@@ -2,86 +2,27 @@
 
 What they share: the space they choose from, the study as they see it, and a start that covers the space. A proposal
 follows from the seed and from the trials alone, so that a study that was interrupted goes on as if it had not been.
-
-Letters: N trials, M objectives.
 """
 
 import operator
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from nas.samplers.choices import Choices, LayoutChoices, PlainChoices
-from nas.samplers.encoding import Encoding, Key, Params
+from nas.samplers.encoding import Key, Params
+from nas.samplers.history import PROPOSED, History, Questions, Reader
 from search_space.layout import Layout
 from search_space.space import Space
 
-PROPOSED = "layout:proposed"
-"""Where a trial's proposal is kept, since a running trial may not have asked for all of it yet."""
 SPREAD_OVER, MOST_COMPARED = 64, 100
 """Random sets that a start is the farthest of, and the sets that it is compared with."""
-
-
-@dataclass(frozen=True)
-class History:
-    """A study as a sampler sees it."""
-
-    finished: tuple[Key, ...]
-    values: NDArray[np.float64]
-    """[N, M], smaller is better."""
-    running: tuple[Key, ...]
-    seen: dict[Key, None]
-    """All that was ever proposed, failed or not."""
-    beside: NDArray[np.float64]
-    """Values of finished trials that the space does not hold: they are on the front as well."""
-
-    @classmethod
-    def of(
-        cls,
-        trials: Iterable[FrozenTrial],
-        encoding: Encoding,
-        signs: Sequence[float],
-        but: int,
-        ended_keys: dict[int, Key | None],
-    ) -> "History":
-        """Of all trials but one; keys of trials that have ended are kept in `ended_keys`, by number."""
-        finished, running, rows, beside = [], [], [], []
-        seen: dict[Key, None] = {}
-        for trial in trials:
-            if trial.number == but:
-                continue
-            ended = trial.state == TrialState.COMPLETE and all(map(np.isfinite, trial.values))
-            if trial.number in ended_keys:
-                key = ended_keys[trial.number]
-            else:
-                params = trial.system_attrs.get(PROPOSED, trial.params)
-                key = encoding.key(params) if params and encoding.takes(params) else None
-                if trial.state.is_finished():
-                    ended_keys[trial.number] = key
-            if key is None:
-                beside += [trial.values] if ended else []
-                continue
-            seen[key] = None
-            if ended:
-                finished.append(key)
-                rows.append(trial.values)
-            elif trial.state in (TrialState.RUNNING, TrialState.WAITING):
-                running.append(key)
-        return cls(tuple(finished), _turned(rows, signs), tuple(running), seen, _turned(beside, signs))
-
-
-def _turned(rows: Sequence[Sequence[float]], signs: Sequence[float]) -> NDArray[np.float64]:
-    turned: NDArray[np.float64] = np.array(rows, dtype=np.float64).reshape(-1, len(signs)) * np.array(signs)
-    return turned
 
 
 class RelativeSampler(BaseSampler):
@@ -105,8 +46,24 @@ class RelativeSampler(BaseSampler):
         self.seed = random.randrange(2**32) if seed is None else seed
         self._layouts = None if space is None else LayoutChoices(space, why_not)
         self._independent = RandomSampler(seed=self.seed)
-        self._last: tuple[tuple[float, ...], Choices] | None = None
-        self._ended_keys: tuple[int, dict[int, Key | None]] = (-1, {})
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop all that follows from the trials and is kept only to save time."""
+        self._last: tuple[tuple[float, ...], Choices, Reader] | None = None
+        self._questions = Questions()
+        # Optuna asks from several threads at once where a study is optimised with n_jobs.
+        self._asking = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what `_forget` drops, which neither a copy nor another process needs."""
+        fresh = object.__new__(type(self))
+        fresh._forget()
+        return {name: value for name, value in vars(self).items() if name not in vars(fresh)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     def propose(self, choices: Choices, signs: tuple[float, ...], history: History) -> Key | None:
         """The next set of choices; None leaves every answer to chance."""
@@ -125,7 +82,8 @@ class RelativeSampler(BaseSampler):
             return dict(self._layouts.encoding.distributions)
         if self.search_space is not None:
             return dict(self.search_space)
-        found = IntersectionSearchSpace(include_pruned=True).calculate(study)
+        with self._asking:
+            found = self._questions.common(study.get_trials(deepcopy=False))
         return {name: own for name, own in found.items() if not own.single()}
 
     def sample_independent(
@@ -141,26 +99,25 @@ class RelativeSampler(BaseSampler):
         if not search_space:
             return {}
         signs = tuple(-1.0 if way == StudyDirection.MAXIMIZE else 1.0 for way in study.directions)
-        choices = self._choices_of(search_space, signs)
-        # Two studies may have one sampler, and keys are of one space.
-        if self._ended_keys[0] != study._study_id:
-            self._ended_keys = (study._study_id, {})
-        trials = study.get_trials(deepcopy=False)
-        history = History.of(trials, choices.encoding, signs, trial.number, self._ended_keys[1])
-        key = self.propose(choices, signs, history)
-        if key is None:
-            return {}
-        params = choices.encoding.params(key)
-        study._storage.set_trial_system_attr(trial._trial_id, PROPOSED, params)
+        with self._asking:
+            choices, reader = self._choices_of(search_space, signs)
+            history = reader.read(study.get_trials(deepcopy=False), but=trial.number)
+            key = self.propose(choices, signs, history)
+            if key is None:
+                return {}
+            params = choices.encoding.params(key)
+            study._storage.set_trial_system_attr(trial._trial_id, PROPOSED, params)
         return params
 
-    def _choices_of(self, distributions: Mapping[str, BaseDistribution], signs: tuple[float, ...]) -> Choices:
+    def _choices_of(
+        self, distributions: Mapping[str, BaseDistribution], signs: tuple[float, ...]
+    ) -> tuple[Choices, Reader]:
         """The same ones as long as the study asks the same; without a space it may change as trials ask something else."""
         last = self._last
         if last is None or last[0] != signs or dict(last[1].encoding.distributions) != dict(distributions):
-            last = self._last = (signs, self._layouts or PlainChoices(dict(distributions), self.usable))
-            self._ended_keys = (-1, {})
-        return last[1]
+            choices = self._layouts or PlainChoices(dict(distributions), self.usable)
+            last = self._last = (signs, choices, Reader(choices.encoding, signs))
+        return last[1], last[2]
 
 
 def spread(choices: Choices, seen: Mapping[Key, None], rng: random.Random) -> Key | None:
