@@ -17,7 +17,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from search_space.setting import Value, show_value
 
@@ -28,9 +28,30 @@ normalised mean whose weights each token chooses."""
 MOST_SHARES = 64
 
 
+class Hashed:
+    """A frozen value whose hash is worked out once, as a search asks for it thousands of times.
+
+    It does not travel: words hash differently in another process.
+    """
+
+    __match_args__: ClassVar[tuple[str, ...]]
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, name) for name in self.__match_args__))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_hash"}
+
+
 @dataclass(frozen=True, order=True)
-class Branch:
+class Branch(Hashed):
     """A mixer's name and those of its settings that differ from the default, sorted by name."""
+
+    __hash__ = Hashed.__hash__
 
     mixer: str
     settings: tuple[tuple[str, Value], ...] = ()
@@ -49,12 +70,14 @@ class Branch:
 
 
 @dataclass(frozen=True, order=True)
-class Layer:
+class Layer(Hashed):
     """One or more mixers side by side, how they are joined, and the channel mixer that follows them.
 
     Raises:
         ValueError: an unknown join, one of a single mixer, or shares of some mixers only.
     """
+
+    __hash__ = Hashed.__hash__
 
     branches: tuple[Branch, ...]
     channel: Branch = Branch(DEFAULT_CHANNEL)

@@ -103,22 +103,37 @@ class Space:
         """A pattern by the chooser's picks; it may break the constraints, `why_not` tells."""
         layers, names = [], [entry.name for entry in self.entries]
         answers: dict[str, Value] = {}
-        for position in range(self.layers):
+        for position, questions in enumerate(self._questions):
             index = names.index(chooser.choose(f"{position}.mixer", names))
-            entry, values = self.entries[index], []
-            for setting, options in entry.free:
-                question = self._question(position, entry, setting)
+            values = []
+            for question, options in questions[index]:
                 # Asked once, because a shared setting has one answer in the whole pattern.
                 if question not in answers:
                     answers[question] = chooser.choose(question, options)
                 values.append(answers[question])
-            channels = self._channels_of(entry)
+            channels, texts = self._channels[index]
             channel = channels[0]
             if len(channels) > 1:
-                texts = [str(option) for option in channels]
                 channel = channels[texts.index(chooser.choose(f"{position}.channel", texts))]
             layers.append(self.written[index, tuple(values), channel])
         return Layout(tuple(layers))
+
+    @cached_property
+    def _questions(self) -> list[list[list[tuple[str, tuple[Value, ...]]]]]:
+        """By position and entry, the name of each free setting's question and its options."""
+        return [
+            [
+                [(self._question(position, entry, setting), options) for setting, options in entry.free]
+                for entry in self.entries
+            ]
+            for position in range(self.layers)
+        ]
+
+    @cached_property
+    def _channels(self) -> list[tuple[tuple[Branch | None, ...], list[str]]]:
+        """By entry, the channel mixers to choose from, and what they are called."""
+        offered = (self._channels_of(entry) for entry in self.entries)
+        return [(channels, [str(channel) for channel in channels]) for channels in offered]
 
     def _question(self, position: int, entry: Entry, setting: str) -> str:
         return f"{position}.{entry.name}.{setting}" if self.sharing == "layer" else f"{entry.name}.{setting}"

@@ -215,8 +215,18 @@ class LayoutChoices:
     def layout(self, key: Key) -> Layout:
         """The pattern that choices draw."""
         if key not in self._drawn:
-            self._remember(key, self.space.draw(Answers(self.encoding.params(key))))
+            self._remember(key, self._layout(key))
         return self._drawn[key]
+
+    def _layout(self, key: Key) -> Layout:
+        if self.space.sharing == "layer":
+            width = self._width
+            layers = [self._written.get(key[start : start + width]) for start in range(0, len(key), width)]
+            written = tuple(layer for layer in layers if layer is not None)
+            if len(written) == self.space.layers:
+                return Layout(written)
+        # What another way of choosing wrote, or a setting that all places share.
+        return self.space.draw(Answers(self.encoding.params(key)))
 
     def key(self, layout: Layout) -> Key | None:
         """The choices that draw a pattern, None where it is not in the space or may not be used."""
@@ -242,13 +252,22 @@ class LayoutChoices:
     @cached_property
     def _answers(self) -> dict[Layer, Key]:
         """By layer its part of a key, which is the same in all places where every place has settings of its own."""
-        width = len(self.encoding.distributions) // self.space.layers
         found = {}
         for letter in self.space.alphabet:
             params = self.space.params_of(Layout((letter,) * self.space.layers))
             assert params is not None
-            found[letter] = self.encoding.key(params)[:width]
+            found[letter] = self.encoding.key(params)[: self._width]
         return found
+
+    @cached_property
+    def _width(self) -> int:
+        """How many questions each place has."""
+        return len(self.encoding.distributions) // self.space.layers
+
+    @cached_property
+    def _written(self) -> dict[Key, Layer]:
+        """By part of a key the layer that it writes, of the parts that `_answers` has."""
+        return {part: layer for layer, part in self._answers.items()}
 
     @cached_property
     def _letters(self) -> list[Layer]:

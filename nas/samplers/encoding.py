@@ -96,10 +96,21 @@ class Encoding:
             for name, own in self.distributions.items()
         }
 
+    @cached_property
+    def _choices(self) -> list[tuple[str, tuple[Any, ...] | None, BaseDistribution]]:
+        """By parameter its options, None for a number."""
+        return [
+            (name, own.choices if isinstance(own, CategoricalDistribution) else None, own)
+            for name, own in self.distributions.items()
+        ]
+
     def params(self, key: Key) -> dict[str, Any]:
         """The set of choices of a key."""
-        named = zip(self.distributions.items(), key, strict=True)
-        return {name: own.to_external_repr(value) for (name, own), value in named if value is not None}
+        return {
+            name: own.to_external_repr(value) if options is None else options[value]
+            for (name, options, own), value in zip(self._choices, key, strict=True)
+            if value is not None
+        }
 
     def key(self, params: Params) -> Key:
         """What tells two sets of choices apart, whatever else they hold."""
@@ -110,32 +121,75 @@ class Encoding:
 
     def of_keys(self, keys: Sequence[Key]) -> Numbers:
         """[N, D] columns of sets of choices that are given by their keys."""
-        table = np.array(
-            [[np.nan if value is None else value for value in key] for key in keys], dtype=np.float64
-        )
-        table = table.reshape(len(keys), len(self.distributions))
-        blocks, hots = [], {}
-        for column, (name, distribution) in zip(table.T, self.distributions.items(), strict=True):
-            if isinstance(distribution, CategoricalDistribution):
-                code = np.where(np.isnan(column), len(distribution.choices), column).astype(np.intp)
-                hots[name] = np.eye(len(distribution.choices) + 1)[code]
-                blocks.append(hots[name] / math.sqrt(2))
-            else:
-                absent = np.isnan(column)
-                blocks.append(np.stack([np.where(absent, 0.5, _unit(column, distribution)), absent], axis=1))
-        for names in self.sequences:
-            options = self._options(names)
-            places = np.stack([hots[name][:, :options] for name in names], axis=1)
-            blocks.append(places.sum(1))
+        # None becomes nan.
+        table = np.array(keys, dtype=np.float64).reshape(len(keys), len(self.distributions))
+        places = self._columns
+        columns = np.zeros((len(keys), places.total))
+        absent = np.isnan(table)
+        answers = np.where(absent, places.options, table)[:, places.categorical].astype(np.intp)
+        rows = np.arange(len(keys))[:, None]
+        columns[rows, places.starts + answers] = 1 / math.sqrt(2)
+        for place, start, distribution in places.numbers:
+            own = table[:, place]
+            columns[:, start] = np.where(absent[:, place], 0.5, _unit(own, distribution))
+            columns[:, start + 1] = absent[:, place]
+        for members, options, start in places.sequences:
+            stands = (answers[:, members, None] == np.arange(options)).astype(np.float64)
+            columns[:, start : start + options] = stands.sum(1)
             if self.ordered:
-                pairs = np.einsum("npa,npb->nab", places[:, :-1], places[:, 1:])
-                blocks.append(pairs.reshape(len(keys), -1))
-        return np.concatenate(blocks, axis=1) if blocks else np.zeros((len(keys), 0))
+                pairs = stands[:, :-1].transpose(0, 2, 1) @ stands[:, 1:]
+                columns[:, start + options : start + options + options**2] = pairs.reshape(len(keys), options**2)
+        return columns
+
+    @cached_property
+    def _columns(self) -> "_Columns":
+        """Where everything stands, in the order of `_plan`."""
+        start, starts, categorical, numbers, options = 0, [], [], [], []
+        for place, (_, choices, own) in enumerate(self._choices):
+            options.append(0 if choices is None else len(choices))
+            if choices is None:
+                numbers.append((place, start, own))
+                start += 2
+            else:
+                categorical.append(place)
+                starts.append(start)
+                start += len(choices) + 1
+        order = {self._choices[place][0]: index for index, place in enumerate(categorical)}
+        sequences = []
+        for names in self.sequences:
+            count = self._options(names)
+            sequences.append((np.array([order[name] for name in names]), count, start))
+            start += count + (count**2 if self.ordered else 0)
+        return _Columns(
+            total=start,
+            options=np.array(options),
+            categorical=np.array(categorical, dtype=np.intp),
+            starts=np.array(starts, dtype=np.intp),
+            numbers=tuple(numbers),
+            sequences=tuple(sequences),
+        )
 
     def _options(self, names: Sequence[str]) -> int:
         distribution = self.distributions[names[0]]
         assert isinstance(distribution, CategoricalDistribution)
         return len(distribution.choices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """Where the columns of an encoding stand."""
+
+    total: int
+    options: NDArray[np.intp]
+    """By parameter how many options it has: the place of what is not asked. 0 for a number."""
+    categorical: NDArray[np.intp]
+    """Which parameters have options."""
+    starts: NDArray[np.intp]
+    """The first column of each of them."""
+    numbers: tuple[tuple[int, int, BaseDistribution], ...]
+    """Of each other parameter its place and its first column."""
+    sequences: tuple[tuple[NDArray[np.intp], int, int], ...]
+    """Of each sequence its places among those with options, how many options they have, and its first column."""
 
 
 def _unit(column: Numbers, distribution: BaseDistribution) -> Numbers:

@@ -18,6 +18,8 @@ Row = Sequence[float | None]
 Known = Callable[[Params], Row]
 MOST_LISTED = 20_000
 """Sets of choices that are all weighed against each other; of more, an inner search looks at some."""
+MOST_KNOWN = 100_000
+"""Sets of choices whose known costs are remembered before all are forgotten."""
 DRAWN, ROUNDS, KEPT, OFFSPRING = 400, 6, 40, 160
 """The inner search: random draws, rounds, how many go on from round to round, and their offspring in each."""
 CROSSED = 0.2
@@ -60,6 +62,8 @@ class Costs:
         columns = choices.encoding.of_keys(keys)
         if self.known is None:
             return Pool(keys=tuple(keys), columns=columns, known=(None,) * len(self.signs))
+        if len(self._rows) > MOST_KNOWN:
+            self._rows.clear()
         for key in keys:
             if key not in self._rows:
                 self._rows[key] = self.known(key)
