@@ -24,6 +24,10 @@ MOST_TABLES = 1000
 """Assignments of shared settings that a count under cost bounds may try one by one; beyond, likewise."""
 Choices = tuple[int, tuple[Value, ...], Branch | None]
 """What leads to a layer: the entry's index, the values of its settings, and the channel mixer if one is chosen."""
+_Place = tuple[str, list[list[tuple[str, tuple[Value, ...]]]], str]
+"""The questions of a place: its mixer, by entry its settings with their options, and its channel mixer."""
+_Tables = tuple[list[str], list[tuple[list[str], dict[tuple[Value, ...], Layer]]], list[_Place]]
+"""The entries' names; by entry its channel mixers and the layers by channel mixer and settings; the places."""
 
 
 class Chooser(Protocol):
@@ -101,39 +105,40 @@ class Space:
 
     def draw(self, chooser: Chooser) -> Layout:
         """A pattern by the chooser's picks; it may break the constraints, `why_not` tells."""
-        layers, names = [], [entry.name for entry in self.entries]
-        answers: dict[str, Value] = {}
-        for position, questions in enumerate(self._questions):
-            index = names.index(chooser.choose(f"{position}.mixer", names))
+        layers, answers = [], dict[str, Value]()
+        names, written, places = self._tables
+        for mixer, asked, channel in places:
+            index = names.index(chooser.choose(mixer, names))
             values = []
-            for question, options in questions[index]:
+            for question, options in asked[index]:
                 # Asked once, because a shared setting has one answer in the whole pattern.
                 if question not in answers:
                     answers[question] = chooser.choose(question, options)
                 values.append(answers[question])
-            channels, texts = self._channels[index]
-            channel = channels[0]
-            if len(channels) > 1:
-                channel = channels[texts.index(chooser.choose(f"{position}.channel", texts))]
-            layers.append(self.written[index, tuple(values), channel])
+            texts, made = written[index]
+            text = chooser.choose(channel, texts) if len(texts) > 1 else texts[0]
+            layers.append(made[text, *values])
         return Layout(tuple(layers))
 
     @cached_property
-    def _questions(self) -> list[list[list[tuple[str, tuple[Value, ...]]]]]:
-        """By position and entry, the name of each free setting's question and its options."""
-        return [
-            [
-                [(self._question(position, entry, setting), options) for setting, options in entry.free]
-                for entry in self.entries
-            ]
-            for position in range(self.layers)
-        ]
+    def _tables(self) -> "_Tables":
+        """What `draw` asks, and what the answers write."""
+        texts = [[str(channel) for channel in self._channels_of(entry)] for entry in self.entries]
+        made: list[dict[tuple[Value, ...], Layer]] = [{} for _ in self.entries]
+        for (index, values, channel), layer in self.written.items():
+            made[index][str(channel), *values] = layer
+        return (
+            [entry.name for entry in self.entries],
+            list(zip(texts, made, strict=True)),
+            [self._asked_at(position) for position in range(self.layers)],
+        )
 
-    @cached_property
-    def _channels(self) -> list[tuple[tuple[Branch | None, ...], list[str]]]:
-        """By entry, the channel mixers to choose from, and what they are called."""
-        offered = (self._channels_of(entry) for entry in self.entries)
-        return [(channels, [str(channel) for channel in channels]) for channels in offered]
+    def _asked_at(self, position: int) -> "_Place":
+        asked = [
+            [(self._question(position, entry, setting), options) for setting, options in entry.free]
+            for entry in self.entries
+        ]
+        return f"{position}.mixer", asked, f"{position}.channel"
 
     def _question(self, position: int, entry: Entry, setting: str) -> str:
         return f"{position}.{entry.name}.{setting}" if self.sharing == "layer" else f"{entry.name}.{setting}"

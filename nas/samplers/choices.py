@@ -240,9 +240,10 @@ class LayoutChoices:
         if self.space.sharing != "layer":
             params = self.space.params_of(layout)
             return None if params is None else self.encoding.key(params)
-        if len(layout) != self.space.layers or any(layer not in self._answers for layer in layout.layers):
+        parts = [part for layer in layout.layers if (part := self._answers.get(layer)) is not None]
+        if not len(parts) == len(layout) == self.space.layers:
             return None
-        return tuple(itertools.chain.from_iterable(self._answers[layer] for layer in layout.layers))
+        return tuple(itertools.chain.from_iterable(parts))
 
     def _remember(self, key: Key, layout: Layout) -> None:
         if len(self._drawn) > MOST_REMEMBERED:

@@ -138,7 +138,9 @@ class Encoding:
             columns[:, start : start + options] = stands.sum(1)
             if self.ordered:
                 pairs = stands[:, :-1].transpose(0, 2, 1) @ stands[:, 1:]
-                columns[:, start + options : start + options + options**2] = pairs.reshape(len(keys), options**2)
+                columns[:, start + options : start + options + options**2] = pairs.reshape(
+                    len(keys), options**2
+                )
         return columns
 
     @cached_property

@@ -22,6 +22,10 @@ MOST_BOXES = 4000
 """Above so many boxes the front is thinned out before it is cut."""
 
 
+AT_ONCE = 128
+"""Points whose boxes are multiplied at once, so that they stay in the processor's cache."""
+
+
 @dataclass(frozen=True)
 class Guess:
     """One objective of N points: Q values each with their shares, a single one where it is known."""
@@ -31,11 +35,14 @@ class Guess:
     shares: Numbers
     """[Q]"""
 
-    def below(self, bound: float) -> Numbers:
-        """[N] the expectation of how far each point lies below a bound; nothing where it lies above."""
-        if bound == -np.inf:
-            return np.zeros(len(self.values))
-        expected: Numbers = np.maximum(bound - self.values, 0.0) @ self.shares
+    def below(self, bounds: Numbers) -> Numbers:
+        """[N, B] the expectation of how far each point lies below each bound; nothing where it lies above."""
+        expected = np.zeros((len(self.values), len(bounds)))
+        room = np.empty_like(self.values)
+        for place, bound in enumerate(bounds.tolist()):
+            if bound > -np.inf:
+                np.subtract(bound, self.values, out=room)
+                expected[:, place] = np.maximum(room, 0.0, out=room) @ self.shares
         return expected
 
 
@@ -105,11 +112,15 @@ def _front(points: Numbers) -> Numbers:
 
 def expected_gain(guesses: Sequence[Guess], cut: Numbers) -> Numbers:
     """[N] the expected volume by which each point enlarges what the front beats, from the boxes that it leaves."""
-    product = np.ones((len(guesses[0].values), len(cut)))
+    sides = []
     for objective, guess in enumerate(guesses):
         bounds, places = np.unique(cut[:, :, objective], return_inverse=True)
-        below = np.stack([guess.below(float(bound)) for bound in bounds], axis=1)
-        lower, upper = places.reshape(len(cut), 2).T
-        product *= below[:, upper] - below[:, lower]
-    gain: Numbers = product.sum(axis=1)
+        sides.append((guess.below(bounds), *places.reshape(len(cut), 2).T))
+    gain = np.empty(len(guesses[0].values))
+    for start in range(0, len(gain), AT_ONCE):
+        own = slice(start, start + AT_ONCE)
+        product = np.ones((len(gain[own]), len(cut)))
+        for below, lower, upper in sides:
+            product *= below[own].take(upper, axis=1) - below[own].take(lower, axis=1)
+        gain[own] = product.sum(axis=1)
     return gain

@@ -150,24 +150,28 @@ class Proposer:
                 surrogates.append(None)
                 continue
             scores = Scores(values[kept, place])
-            weights = self._weights_of(place, keys, values[:, place])
+            base = _milestone(len(keys))
+            weights = self._weights_of(place, keys[:base], values[:base, place])
             groups = self.choices.encoding.groups
-            surrogates.append((scores, Process(finished.columns, scores.forward(), groups, weights)))
+            before = self._last.belief.surrogates[place] if self._last is not None else None
+            process = Process(
+                finished.columns,
+                scores.forward(),
+                groups,
+                weights,
+                base,
+                None if before is None else before[1],
+            )
+            surrogates.append((scores, process))
         return surrogates
 
     def _weights_of(self, place: int, keys: Sequence[Key], values: Numbers) -> Numbers:
         """Found from the first so many trials, so that they are the same however often a search was interrupted."""
-        milestone = 2
-        while (after := max(milestone + 1, int(milestone * REFIT))) <= min(len(values), MOST_REFIT):
-            milestone = after
-        key = (place, tuple(keys[:milestone]))
+        key = (place, tuple(keys))
         if key not in self._weights:
             encoding = self.choices.encoding
             self._weights[key] = weigh(
-                encoding.of_keys(keys[:milestone]),
-                Scores(values[:milestone]).forward(),
-                encoding.groups,
-                encoding.starts,
+                encoding.of_keys(keys), Scores(values).forward(), encoding.groups, encoding.starts
             )
         return self._weights[key]
 
@@ -189,6 +193,14 @@ class Proposer:
         pools = searched(self.choices, self.costs, best, gain, rng)
         by_objective = ([own for own in column if own is not None] for column in zip(*answers, strict=True))
         return Pool.joined(pools), tuple(Asked.joined(own) if own else None for own in by_objective)
+
+
+def _milestone(count: int) -> int:
+    """The first so many of the finished trials, by which the weights are found."""
+    milestone = 2
+    while (after := max(milestone + 1, int(milestone * REFIT))) <= min(count, MOST_REFIT):
+        milestone = after
+    return milestone
 
 
 def nearest(values: Numbers, most: int) -> NDArray[np.intp]:

@@ -11,13 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.special import ndtri
+
+from nas.samplers.triangle import factor, forward, kept_rows
 
 Numbers = NDArray[np.float64]
 NOISE = 0.02
@@ -26,6 +27,8 @@ FLOOR = 1e-5
 MOST_WEIGHED = 300
 """Known points that the weights are found by; their number hardly changes beyond."""
 STEPS = 30
+SPARE = 16
+"""Rows made room for at once where points are believed in."""
 NODES, SHARES = np.polynomial.hermite_e.hermegauss(11)
 SHARES = SHARES / SHARES.sum()
 
@@ -63,8 +66,24 @@ class Scores:
 
 def squares(a: Numbers, b: Numbers) -> Numbers:
     """[N, M] squared distances of the rows of a [N, D] and of b [M, D]."""
-    apart: Numbers = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T
+    return _apart(2 * a, _lengths(a), b, _lengths(b))
+
+
+def _lengths(a: Numbers) -> Numbers:
+    lengths: Numbers = (a * a).sum(1)
+    return lengths
+
+
+def _apart(twice: Numbers, lengths: Numbers, b: Numbers, others: Numbers) -> Numbers:
+    """[N, M] squared distances of points of these lengths, which are given twice as long, and of b [M, D]."""
+    apart: Numbers = lengths[:, None] + others
+    apart -= twice @ b.T
     return np.maximum(apart, 0.0, out=apart)
+
+
+def _near(twice: Numbers, lengths: Numbers, b: Numbers, others: Numbers) -> Numbers:
+    apart = _apart(twice, lengths, b, others)
+    return np.exp(np.negative(apart, out=apart), out=apart)
 
 
 def weigh(
@@ -99,27 +118,64 @@ def weigh(
 
 
 class Process:
-    """A Gaussian process with given weights; further points can be believed without their values being known."""
+    """A Gaussian process with given weights; further points can be believed without their values being known.
 
-    def __init__(self, columns: Numbers, scores: Numbers, groups: NDArray[np.intp], theta: Numbers) -> None:
+    The factor of the first `base` points, of all if left out, is found at once, that of the others in steps. `before`
+    is one that knew some of the same points: what of its factor still holds is taken over.
+    """
+
+    def __init__(
+        self,
+        columns: Numbers,
+        scores: Numbers,
+        groups: NDArray[np.intp],
+        theta: Numbers,
+        base: int | None = None,
+        before: "Process | None" = None,
+    ) -> None:
         self.root = np.exp(0.5 * theta[:-1])[groups]
         self.noise = math.exp(theta[-1]) + FLOOR
         self.mean = float(scores.mean())
         self.columns = columns * self.root
-        self.factor: Any = np.linalg.cholesky(
-            np.exp(-squares(self.columns, self.columns)) + self.noise * np.eye(len(scores))
-        )
-        half = solve_triangular(self.factor, scores - self.mean, lower=True, check_finite=False)
+        self._twice, self._lengths = 2 * self.columns, _lengths(self.columns)
+        self.base = len(scores) if base is None else base
+        kept = None if before is None else self._kept(before)
+        self.factor: Numbers = factor(self._kernel, len(scores), self.base, kept)
+        half = forward(self.factor, scores - self.mean)
         self.scale = float((half @ half + 0.1) / len(scores))
         self.half: Numbers = half
+
+    def _kept(self, before: "Process") -> Numbers | None:
+        """The factor of the first points that are the same; none where they are weighed otherwise."""
+        alike = (self.noise, self.base) == (before.noise, before.base)
+        if not alike or not np.array_equal(self.root, before.root):
+            return None
+        most = min(len(self.columns), len(before.columns))
+        other = (self.columns[:most] != before.columns[:most]).any(axis=1)
+        kept = kept_rows(int(other.argmax()) if other.any() else most, self.base)
+        return before.factor[:kept, :kept]
+
+    def _kernel(self, start: int, end: int) -> Numbers:
+        """[end - start, end] how near points are to those before them and to each other, with the noise."""
+        own = slice(start, end)
+        near = _near(self._twice[own], self._lengths[own], self.columns[:end], self._lengths[:end])
+        near[:, start:] += self.noise * np.eye(end - start)
+        return near
 
     def ask(self, columns: Numbers) -> "Asked":
         """What is thought of points [M, D]; to be told of points that are believed in later."""
         scaled = columns * self.root
-        near = np.exp(-squares(self.columns, scaled))
-        reach: Numbers = solve_triangular(self.factor, near, lower=True, check_finite=False)
-        mean = self.mean + self.half @ reach
-        return Asked(process=self, columns=scaled, reach=reach, mean=mean, left=1.0 - (reach * reach).sum(0))
+        lengths = _lengths(scaled)
+        reach = forward(self.factor, _near(self._twice, self._lengths, scaled, lengths))
+        return Asked(
+            process=self,
+            columns=scaled,
+            lengths=lengths,
+            rows=reach,
+            count=len(reach),
+            mean=self.mean + self.half @ reach,
+            left=1.0 - (reach * reach).sum(0),
+        )
 
     def predict(self, columns: Numbers) -> tuple[Numbers, Numbers]:
         """Mean and standard deviation [M] of the scores at columns [M, D], noise apart."""
@@ -134,8 +190,11 @@ class Asked:
     process: Process
     columns: Numbers
     """[M, D], scaled."""
-    reach: Numbers
-    """[N, M]"""
+    lengths: Numbers
+    """[M], squared."""
+    rows: Numbers
+    """[R, M], of which the first `count` say how the points follow from those that are known or believed."""
+    count: int
     mean: Numbers
     """[M]"""
     left: Numbers
@@ -147,10 +206,17 @@ class Asked:
         return cls(
             process=parts[0].process,
             columns=np.concatenate([part.columns for part in parts]),
-            reach=np.concatenate([part.reach for part in parts], axis=1),
+            lengths=np.concatenate([part.lengths for part in parts]),
+            rows=np.concatenate([part.reach for part in parts], axis=1),
+            count=parts[0].count,
             mean=np.concatenate([part.mean for part in parts]),
             left=np.concatenate([part.left for part in parts]),
         )
+
+    @property
+    def reach(self) -> Numbers:
+        """[N, M]"""
+        return self.rows[: self.count]
 
     @property
     def deviation(self) -> Numbers:
@@ -163,7 +229,11 @@ class Asked:
 
         `other` must have been told of all that this one was told.
         """
-        towards = np.exp(-squares(other.columns, self.columns))[0] - other.reach[:, 0] @ self.reach
+        near = _near(2 * other.columns, other.lengths, self.columns, self.lengths)[0]
+        towards = near - other.reach[:, 0] @ self.reach
         row = towards / math.sqrt(max(float(other.left[0]), 0.0) + self.process.noise)
-        self.reach = np.concatenate([self.reach, row[None]])
+        if self.count == len(self.rows):
+            self.rows = np.concatenate([self.rows, np.empty((SPARE, len(row)))])
+        self.rows[self.count] = row
+        self.count += 1
         self.left = self.left - row * row

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nas.samplers.surrogate import Asked, Process, Scores, squares, weigh
+from nas.samplers.triangle import STEP
 
 
 def problem(count: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -89,3 +90,44 @@ def test_values_that_are_all_equal_are_no_trouble() -> None:
     scores = Scores(np.full(5, 2.0))
     assert np.isfinite(scores.forward()).all()
     assert scores.back(np.array([-1.0, 0.0, 1.0])) == pytest.approx([2.0, 2.0, 2.0])
+
+
+def same(one: Process, other: Process) -> bool:
+    """To the last bit: what is proposed after a restart must not differ."""
+    asked = np.random.default_rng(1).random((7, 4))
+    pairs = zip(one.predict(asked), other.predict(asked), strict=True)
+    return np.array_equal(one.factor, other.factor) and all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("known", [30, 50, 50 + STEP, 55 + STEP, 60 + 2 * STEP])
+def test_a_process_that_grew_is_the_one_made_anew(known: int) -> None:
+    columns, values = problem(70 + 3 * STEP)
+    before = Process(columns[:known], values[:known], GROUPS, THETA, base=min(50, known))
+    anew = Process(columns, values, GROUPS, THETA, base=50)
+    assert same(Process(columns, values, GROUPS, THETA, base=50, before=before), anew)
+
+
+@pytest.mark.parametrize("place", [0, 49, 50, 51 + STEP, 60 + 2 * STEP])
+def test_what_changed_among_the_known_is_not_taken_over(place: int) -> None:
+    columns, values = problem(70 + 2 * STEP)
+    before = Process(columns, values, GROUPS, THETA, base=50)
+    other, worse = columns.copy(), values.copy()
+    other[place], worse[3] = 0.25, 2.0
+    anew = Process(other, worse, GROUPS, THETA, base=50)
+    assert same(Process(other, worse, GROUPS, THETA, base=50, before=before), anew)
+    assert not same(before, anew)
+    # One of them is gone, as where a trial failed after all; and another base, other weights, another noise.
+    gone, left = np.delete(columns, place, axis=0), np.delete(values, place)
+    for theta in (THETA, THETA + [0.1, 0, 0, 0], THETA + [0, 0, 0, 0.1]):
+        for base in (50, 60):
+            anew = Process(gone, left, GROUPS, theta, base=base)
+            assert same(Process(gone, left, GROUPS, theta, base=base, before=before), anew)
+
+
+def test_steps_give_the_factor_of_the_whole() -> None:
+    columns, values = problem(40 + 2 * STEP)
+    whole = Process(columns, values, GROUPS, THETA)
+    np.testing.assert_allclose(
+        Process(columns, values, GROUPS, THETA, base=9).factor, whole.factor, atol=1e-7
+    )
+    np.testing.assert_allclose(np.triu(whole.factor, 1), 0)

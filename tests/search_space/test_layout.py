@@ -1,9 +1,14 @@
 """Layouts as values: folding to the shortest text, JSON, keys, stacking and stretching."""
 
+import copy
 import itertools
 import json
+import os
+import pickle
 import random
 import re
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -137,6 +142,24 @@ def test_equal_layouts_share_a_key_and_different_ones_do_not() -> None:
         Layout((layer("kda", "kda"),) * 2),
     ]
     assert len({one.key, *(other.key for other in others)}) == 5
+
+
+ELSEWHERE = """
+import pickle, sys
+from search_space.layout import Branch, Layer
+made = Layer((Branch("kda", (("head_dim", 64),)),), Branch("none"))
+sent = pickle.loads(sys.stdin.buffer.read())
+assert sent == made and hash(sent) == hash(made) and sent in {made: 1} and sent.branches[0] in {made.branches[0]}
+"""
+
+
+def test_a_hash_does_not_travel() -> None:
+    """Words hash differently in another process, and a layer that took its hash along would not be found there."""
+    sent = layer("kda", channel="none", head_dim=64)
+    assert hash(sent) == hash(copy.deepcopy(sent)) and {sent: 1}[copy.copy(sent)] == 1
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-c", ELSEWHERE], input=pickle.dumps(sent), env=env, check=True)
 
 
 def test_no_layer_is_no_layout() -> None:
