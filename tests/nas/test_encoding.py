@@ -1,5 +1,6 @@
 """The columns of an encoding, one by one, as its words define them; keys and the layouts that they write."""
 
+import itertools
 import math
 import random
 from typing import Any
@@ -53,7 +54,7 @@ def by_hand(encoding: Encoding, key: Key) -> list[float]:
         options, told = range(len(own.choices)), [answers[name] for name in names]
         columns += [float(told.count(option)) for option in options]
         if encoding.ordered:
-            pairs = list(zip(told, told[1:], strict=False))
+            pairs = list(itertools.pairwise(told))
             columns += [float(pairs.count((first, then))) for first in options for then in options]
     return columns
 

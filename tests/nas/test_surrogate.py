@@ -118,7 +118,7 @@ def test_what_changed_among_the_known_is_not_taken_over(place: int) -> None:
     assert not same(before, anew)
     # One of them is gone, as where a trial failed after all; and another base, other weights, another noise.
     gone, left = np.delete(columns, place, axis=0), np.delete(values, place)
-    for theta in (THETA, THETA + [0.1, 0, 0, 0], THETA + [0, 0, 0, 0.1]):
+    for theta in (THETA, THETA + np.eye(4)[0], THETA + np.eye(4)[3]):
         for base in (50, 60):
             anew = Process(gone, left, GROUPS, theta, base=base)
             assert same(Process(gone, left, GROUPS, theta, base=base, before=before), anew)
