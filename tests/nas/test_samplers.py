@@ -254,7 +254,7 @@ from nas.config import resolve
 from nas.plan import make_plan
 from nas.samplers.sampler import Aim
 from storage.records import Axis
-space = make_plan(resolve({"tasks": {"mqar": {}}})).space
+space = make_plan(resolve({"tasks": {"mqar": {}}, "space": {"layers": 4}})).space
 aim = Aim(
     axes=(
         Axis(name="quality", maximise=True, low=0.0, high=1.0, log=False),
@@ -263,7 +263,8 @@ aim = Aim(
 )
 for name in SAMPLERS:
     sampler = make_sampler(name, space, aim, seed=0)
-    for number in range(10):
+    # Past the start of each; a Gaussian process of Optuna takes seconds a proposal over so many questions.
+    for number in range(9 if name == "gp" else 13):
         proposal = sampler.ask(number, 0)
         text = str(proposal.layout)
         sampler.tell(proposal.token, (text.count("kda") / 4, float(len(text))))
@@ -282,4 +283,4 @@ def test_proposals_do_not_depend_on_how_python_hashes_words() -> None:
         ).stdout
         for seed in ("1", "2")
     ]
-    assert runs[0] == runs[1] and runs[0].count("\n") == 10 * len(SAMPLERS)
+    assert runs[0] == runs[1] and runs[0].count("\n") == 13 * len(SAMPLERS) - 4
