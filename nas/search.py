@@ -86,7 +86,10 @@ class Search:
                 exhausted = self._loop()
                 self._close_rungs()
                 self._check_front()
-            except (Stopped, KeyboardInterrupt):
+            except (Stopped, KeyboardInterrupt, SystemError) as error:
+                # Compiled code that a signal interrupts, Ray's among it, may hide the exception that the signal raised.
+                if isinstance(error, SystemError) and not self.stopped:
+                    raise
                 self._put_back()
                 self.pool.stop()
                 return Ending(interrupted=True, exhausted=False, skipped=self.skipped)

@@ -17,7 +17,7 @@ from nas.plan import make_plan
 from nas.prices import LatencyBook
 from nas.samplers.registry import make_sampler
 from nas.samplers.sampler import Aim
-from nas.search import Ending, Search
+from nas.search import Ending, Search, Stopped
 from nas.workers.inline import InlinePool
 from storage.records import Axis, TrialRecord
 from storage.store import Store
@@ -341,6 +341,26 @@ def test_the_second_interrupt_or_a_termination_stops_at_once(
     rest = Script()
     house.search(rest)
     assert rest.submitted == [2, 3, 4, 5] and house.states == {"done": 6}
+
+
+def test_a_termination_that_compiled_code_hides_stops_at_once_too(house: House) -> None:
+    """Ray's wait makes a SystemError of what a signal raises in it; one that no signal asked for is a bug."""
+
+    def hidden(number: int, job: Job) -> Outcome:
+        try:
+            return signals_at(2, signal.SIGTERM)(number, job)
+        except Stopped:
+            raise SystemError("returned a result with an exception set") from None
+
+    pool = Script(hidden, capacity=2)
+    assert house.search(pool).interrupted
+    assert pool.stopped and house.states == {"done": 2, "waiting": 2}
+
+    def broken(_number: int, _job: Job) -> Outcome:
+        raise SystemError("of its own")
+
+    with pytest.raises(SystemError, match="of its own"):
+        house.search(Script(broken))
 
 
 def test_further_signals_do_not_break_into_the_putting_back(
