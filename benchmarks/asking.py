@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from benchmarks.common import save
@@ -111,7 +111,9 @@ def measure(case: Case, trials: int, batches: int = BATCHES) -> dict[str, float]
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = LayoutSampler(case.known, space=case.space, seed=0)
-    distributions = {name: CategoricalDistribution(tuple(own)) for name, own in case.options.items()}
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(tuple(own)) for name, own in case.options.items()
+    }
     study = optuna.create_study(
         sampler=sampler, directions=["minimize"] * len(case.values(case.draw(random.Random(0))))
     )

@@ -6,7 +6,7 @@ Each is driven by the same two verbs, asked so many times before the first answe
 import copy
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -25,9 +25,9 @@ from optuna.samplers import (
 )
 
 from benchmarks.search_problems import Params, Problem
-from nas.samplers.encoding import Encoding
+from nas.samplers.encoding import Encoding, Key
 from nas.samplers.layout import LayoutSampler
-from nas.samplers.proposer import Proposer
+from nas.samplers.proposer import Numbers, Proposer
 
 POPULATION = 20
 STARTS = 10
@@ -109,9 +109,11 @@ class BotorchDriver:
         self.told.append((token, values))
 
     def _pool(self) -> NDArray[np.intp]:
-        drawn = [[self.rng.integers(width) for width in self.widths] for _ in range(DRAWN)]
-        values = np.array([row for _, row in self.told])
-        beaten = ((values[None] <= values[:, None]).all(2) & (values[None] < values[:, None]).any(2)).any(1)
+        drawn = [[int(self.rng.integers(width)) for width in self.widths] for _ in range(DRAWN)]
+        values = np.array([row for _, row in self.told], dtype=np.float64)
+        theirs, own = values[None], values[:, None]
+        beats = np.all(theirs <= own, axis=2) & np.any(theirs < own, axis=2)
+        beaten = np.any(beats, axis=1).tolist()
         for (key, _), lost in zip(self.told, beaten, strict=True):
             if not lost:
                 for place, width in enumerate(self.widths):
@@ -169,9 +171,17 @@ class Unordered(Encoding):
 class Sure(Proposer):
     """Takes every guess for certain."""
 
-    def weigh(self, *about: Any) -> Any:
-        """As if the guesses had no spread; the doubt is what it is told last."""
-        return super().weigh(*about[:-1], 0.0)
+    def weigh(
+        self,
+        keys: Sequence[Key],
+        values: Numbers,
+        running: Sequence[Key],
+        beside: Numbers,
+        doubt: float = 1.0,
+    ) -> tuple[tuple[Key, ...], Numbers]:
+        """As if the guesses had no spread."""
+        del doubt
+        return super().weigh(keys, values, running, beside, 0.0)
 
 
 class WithoutPairs(LayoutSampler):

@@ -56,7 +56,7 @@ class Largest(TorchDispatchMode):
     """Notes the elements of the largest tensor that any operation makes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -96,7 +96,8 @@ def compared(
     """Milliseconds of the shortest of several rounds, and the median of the ratios to full attention's."""
     if own is None:
         return None, None
-    own(), full()
+    own()
+    full()
     times = [(seconds(full), seconds(own)) for _ in range(rounds)]
     ratio = statistics.median(mine / theirs for theirs, mine in times)
     return round(min(mine for _, mine in times) * 1e3, 1), round(ratio, 3)
