@@ -1,12 +1,12 @@
 """Early stopping replayed on learning curves that are known: hypervolume against compute, and what stopping loses.
 
-`python -m benchmarks.early_stopping [TABLE.csv …]`; without a table it makes one of its own. A table is a complete
+`python -m benchmarks.early_stopping [TABLE.csv[:COST,COST] …]`; without a table it makes one of its own. A table is a complete
 record of layouts trained to the end, one a row, with a header:
 
     layout            any text, once a table
     quality@SHARE     the score after this share of the steps, such as quality@0.111; any number of them
     quality           the score at the end
-    anything else     a cost of the layout, smaller is better: latency_ms, kv_bytes, …
+    anything else     a cost of the layout, smaller is better: latency_ms, kv_bytes, …; all of them count if none is named
 
 Columns such as mqar@0.111, or mqar where there is one, are scores of single tasks; they are not used.
 
@@ -62,8 +62,10 @@ class Table:
         return tuple(axes)
 
 
-def read_table(path: Path) -> Table:
-    """A table as the module's text describes it; raises ValueError where it is not one."""
+def read_table(text: str) -> Table:
+    """A table as the module's text describes it, by its path and perhaps costs; raises ValueError where it is not one."""
+    place, _, wanted = text.partition(":")
+    path = Path(place)
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or "quality" not in rows[0]:
@@ -75,6 +77,11 @@ def read_table(path: Path) -> Table:
     costs = tuple(
         name for name in names if name != "layout" and name.partition("@")[0] not in tasks | {"quality"}
     )
+    if wanted:
+        unknown = [name for name in wanted.split(",") if name not in costs]
+        if unknown:
+            raise ValueError(f"{path} has no cost {', '.join(unknown)}: it has {', '.join(costs)}")
+        costs = tuple(wanted.split(","))
     if not rungs or not costs:
         raise ValueError(f"{path} needs a column such as quality@0.111, and one of a cost")
     curves = np.array([[float(row[name]) for _, name in rungs] + [float(row["quality"])] for row in rows])
@@ -280,14 +287,14 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tables", nargs="*", type=Path, metavar="TABLE.csv")
+    parser.add_argument("tables", nargs="*", metavar="TABLE.csv[:COST,COST]")
     parser.add_argument("--keep", type=float, default=0.33)
     parser.add_argument("--chance", type=float, default=0.1)
     parser.add_argument("--trust", type=float, default=0.4)
     given = parser.parse_args(arguments)
     settings = {"keep": given.keep, "chance": given.chance, "trust": given.trust}
     measured: dict[str, Any] = {"settings": settings, "seeds": SEEDS, "workers": WORKERS, "tables": {}}
-    for table in [read_table(path) for path in given.tables] or [
+    for table in [read_table(text) for text in given.tables] or [
         made_table(name, crossing=crossing) for name, crossing in MADE.items()
     ]:
         whole = Ladder(

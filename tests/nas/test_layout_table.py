@@ -1,0 +1,68 @@
+"""A study that tried its whole space becomes a table that searches and stopping rules are replayed on."""
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import early_stopping, layout_table, search_problems
+from search_space.vocabulary import read
+from storage.store import Store
+
+
+def test_a_study_of_a_whole_space_becomes_a_table(
+    run: Callable[..., Any],
+    config_file: Callable[..., str],
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = config_file(
+        {
+            "sampler": "grid",
+            "trials": 40,
+            "space": {
+                "mixers": ["full", "shortconv"],
+                "settings": {"full": {"kv_heads": [2]}, "shortconv": {"taps": [4]}},
+                "channels": ["none"],
+            },
+            "rungs": {"shares": [0.5], "keep": 1},
+        }
+    )
+    assert run("search", "--config", path, "--storage", url).code == 0
+    output = tmp_path / "table.csv"
+    monkeypatch.setattr(sys, "argv", ["layout_table", url, "--study", "tiny", "--output", str(output)])
+    layout_table.main()
+    with output.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len({row["layout"] for row in rows}) == 4
+    with Store.open(url, read_only=True) as store:
+        study = store.study("tiny")
+        assert study is not None
+        trials = {trial.layout.text: trial for trial in store.trials(study)}
+    assert len(trials) > 4, "presets outside the space are tried too, and left out of the table"
+    for row in rows:
+        trial = trials[row["layout"]]
+        assert float(row["quality@0.5"]) == pytest.approx(trial.results[0].quality, rel=1e-5)
+        assert float(row["quality"]) == pytest.approx(trial.results[1].quality, rel=1e-5)
+        assert float(row["mqar"]) == pytest.approx(trial.results[1].scores["mqar"], rel=1e-5)
+        assert int(row["kv_bytes"]) == trial.costs["kv_bytes"] and int(row["params"]) == trial.costs["params"]
+        assert float(row["latency_ms"]) == pytest.approx(trial.costs["latency_ms"], rel=1e-5)
+        assert len(read(row["layout"]).layers) == 2
+    assert (tmp_path / "table.json").read_text().startswith('{\n  "layouts": 4,\n  "seed": 0')
+    # So few steps teach nothing, and a search needs something to find.
+    for place, row in enumerate(rows):
+        row["quality"] = str(place / 8)
+    with output.open("w", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    problem = search_problems.layout_table(output, costs=("latency_ms", "kv_bytes"))
+    assert problem.name == "table"
+    curves = early_stopping.read_table(f"{output}:kv_bytes")
+    assert curves.shares == (0.5, 1.0) and curves.costs == ("kv_bytes",) and curves.values.shape == (4, 2, 2)
+    with pytest.raises(ValueError, match="has no cost watts: it has latency_ms, kv_bytes, params"):
+        early_stopping.read_table(f"{output}:watts")
