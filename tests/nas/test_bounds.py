@@ -109,7 +109,7 @@ SIGNS = {
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     names=st.lists(st.sampled_from(sorted(SIGNS)), min_size=1, max_size=3, unique=True),
     seed=st.integers(0, 2**32),

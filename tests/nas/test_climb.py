@@ -493,7 +493,7 @@ def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(
 ) -> None:
     """No file is left half-written and no result doubled, whenever the process dies."""
     # Latencies would differ between two measurements.
-    config = config_file({**RUNGS, "trials": 16, "objectives": ["quality", "kv_bytes"]})
+    config = config_file({**RUNGS, "trials": 14, "objectives": ["quality", "kv_bytes"]})
 
     def begin(name: str) -> Any:
         command = "import sys; from nas.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -511,14 +511,14 @@ def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(
 
     assert begin("whole").wait(timeout=300) == 0
     killed = 0
-    for after in (1, 3, 6, 9):
+    for after in (2, 9):
         process = begin("parts")
         for line in process.stderr:
-            if f"[{after}/16]" in line:
+            if f"[{after}/14]" in line:
                 process.kill()
                 killed += 1
                 break
         process.wait(timeout=300)
     assert begin("parts").wait(timeout=300) == 0
-    assert killed == 4 and facts("parts") == facts("whole")
+    assert killed == 2 and facts("parts") == facts("whole")
     assert list(tmp_path.glob("*.checkpoints-*")) == []

@@ -157,7 +157,9 @@ def test_a_loss_that_is_no_number_names_task_and_step(
         raise NotFinite("the loss is nan at step 17")
 
     monkeypatch.setattr(door, "train", run_away)
-    assert evaluate(make_job()) == Unfit(why="mqar, learning rate 0.01: the loss is nan at step 17")
+    assert evaluate(make_job()) == Unfit(
+        why="mqar, learning rate 0.01: the loss is nan at step 17", diverged=True
+    )
 
 
 def test_a_trial_that_outlasts_its_limit_is_unfit(make_job: Make) -> None:
