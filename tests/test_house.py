@@ -282,3 +282,23 @@ def test_constraints_pin_what_the_project_asks_for() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].strip().lower() for line in lines if "==" in line}
     assert names <= pinned
+
+
+def test_what_is_imported_is_asked_for() -> None:
+    """A package that only another one's extra brings is there on our machines and missing on a stranger's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = {re.split(r"[^\w.-]", text)[0].lower() for text in project["dependencies"]}
+    brings = importlib.metadata.packages_distributions()
+    lacking = set()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names = [node.module]
+            for top in {name.partition(".")[0] for name in names} - {*PACKAGES, *sys.stdlib_module_names}:
+                owners = {owner.lower() for owner in brings.get(top, [top])}
+                if not owners & asked:
+                    lacking.add(f"{path.relative_to(ROOT)}: {top}")
+    assert not lacking
