@@ -236,7 +236,8 @@ class Search:
         """Send a trial on, unless its result is known already: from another study, or from a layout with the same proxy."""
         trial = self.trials[number]
         known = self.store.find_result(trial.evaluation_key)
-        if known is not None:
+        # A repeat that diverged scores 0 among its seeds; a trial that does has no score, and says why itself.
+        if known is not None and "unfit" not in known.details:
             # Another study may have had other rungs on its way; the end is the same.
             details = {**known.details, "new_steps": 0}
             known = replace(known, rung=len(self.plan.budget.rungs), details=details)

@@ -4,7 +4,7 @@ from sqlalchemy import Connection, insert, inspect, select, text, update
 
 from storage.engine import ADVISORY_SPACE, SCHEMA_LOCK, Database
 from storage.errors import StorageError
-from storage.tables import SCHEMA_VERSION, Base, RepeatRow, SchemaRow
+from storage.tables import SCHEMA_VERSION, Base, SchemaRow
 
 OLDEST = 1
 """The oldest version that is read, and brought up to date by a writer."""
@@ -43,9 +43,11 @@ def make_or_require(database: Database) -> None:
         if not inspect(connection).has_table(SchemaRow.__tablename__):
             Base.metadata.create_all(connection)
             connection.execute(insert(SchemaRow).values(version=SCHEMA_VERSION))
-        _refuse_other(place.shown, list(connection.execute(select(SchemaRow.version)).scalars()))
-        # What is new in version 2 is a table, so nothing that is there changes.
-        RepeatRow.metadata.tables[RepeatRow.__tablename__].create(connection, checkfirst=True)
+        versions = list(connection.execute(select(SchemaRow.version)).scalars())
+        _refuse_other(place.shown, versions)
+        if versions[0] < SCHEMA_VERSION:
+            # What is new since version 1 is a table, so nothing that is there changes.
+            Base.metadata.create_all(connection)
         # A true write of nothing new: a read-only file or server shows itself now and not at the first result.
         connection.execute(update(SchemaRow).values(version=SCHEMA_VERSION))
 

@@ -234,6 +234,16 @@ def test_a_seed_that_diverges_scores_nothing(house: House) -> None:
     assert one.state == "done" and one.value("quality") == pytest.approx((0.1 + one.number / 100) / 2)
 
 
+def test_a_seed_that_diverged_is_no_result_of_a_study_with_that_seed(house: House) -> None:
+    def diverges(number: int, job: Job) -> Outcome:
+        return Unfit(why="loss is nan", diverged=True) if job.seed == 1 else by_seed(number, job)
+
+    house.search(Script(diverges), {"trials": 1, "repeats": 1})
+    assert [repeat.quality for repeat in house.trials()[0].repeats] == [0.0]
+    house.search(Script(diverges), {"trials": 1, "repeats": 0, "seed": 1}, name="second")
+    assert [(one.state, one.why) for one in house.trials("second")] == [("unfit", "loss is nan")]
+
+
 @pytest.mark.parametrize("ending", [Lost(why="the worker died"), Unfit(why="over its time limit")])
 def test_a_seed_that_the_machine_lost_is_tried_again_and_then_left(house: House, ending: Outcome) -> None:
     tried: Counter[tuple[str, int]] = Counter()
