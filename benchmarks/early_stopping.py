@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import save
+from nas.config import RungsConfig
 from nas.rungs import Ladder, Rules, Standing
 from storage import pareto
 from storage.records import Axis
@@ -157,7 +158,7 @@ def _at_random(ladder: Ladder) -> list[int]:
     return lucky
 
 
-RANK_ONLY: dict[str, Any] = {"bound": False, "chance": 0.0, "trust": -1.0}
+RANK_ONLY: dict[str, Any] = {"protect": False, "chance": 0.0, "trust": -1.0}
 METHODS = {
     "no stopping": Method(rules={}, stops=False),
     "ours": Method(rules={}, now=Ladder.promotable, late=Ladder.protected),
@@ -241,7 +242,7 @@ def measure(table: Table, settings: dict[str, Any]) -> dict[str, Any]:
                 key: round(statistics.mean(row[key] for row in rows), 4)
                 for key in ("compute", "hypervolume", "front_lost")
             },
-            # Of all seeds together: what the bound promises to be at most `promised_risk`.
+            # Of all seeds together: what is promised to be at most `promised_risk`.
             "stopped_that_would_have_joined": round(
                 sum(row["joining"] for row in rows) / max(1, sum(row["stopped"] for row in rows)), 4
             ),
@@ -288,9 +289,9 @@ def main(arguments: Sequence[str] = ()) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tables", nargs="*", metavar="TABLE.csv[:COST,COST]")
-    parser.add_argument("--keep", type=float, default=0.33)
-    parser.add_argument("--chance", type=float, default=0.1)
-    parser.add_argument("--trust", type=float, default=0.4)
+    parser.add_argument("--keep", type=float, default=RungsConfig().keep)
+    parser.add_argument("--chance", type=float, default=RungsConfig().chance)
+    parser.add_argument("--trust", type=float, default=RungsConfig().trust)
     given = parser.parse_args(arguments)
     settings = {"keep": given.keep, "chance": given.chance, "trust": given.trust}
     measured: dict[str, Any] = {"settings": settings, "seeds": SEEDS, "workers": WORKERS, "tables": {}}

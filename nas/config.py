@@ -129,13 +129,13 @@ class SpaceConfig(Section):
 class RungsConfig(Section):
     """Where trainings are scored before their end, and who goes on from there."""
 
-    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.33,)
     """Shares of every task's steps, rising; none: every layout is trained to the end and scored there alone."""
-    keep: float = Field(default=0.33, gt=0, le=1)
+    keep: float = Field(default=0.2, gt=0, le=1)
     """The share of those at a rung that goes on by its rank; 1 stops nobody and records all rungs in one go."""
     chance: float = Field(default=0.1, ge=0.1, le=1)
     """The share that goes on by chance, whatever its rank, so that the rungs can be judged."""
-    trust: float = Field(default=0.4, ge=-1, le=1)
+    trust: float = Field(default=0.1, ge=-1, le=1)
     """The least Kendall τ between a rung and the end at which the rung is heeded."""
 
     @property
@@ -156,7 +156,7 @@ class Config(Section):
     study: Annotated[str, Field(min_length=1, max_length=200)] = "quick"
     storage: str = "sqlite:///nas.db"
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
-    trials: Count = 18
+    trials: Count = 24
     workers: Count = 2
     pool: Literal["auto", "inline", "ray"] = "auto"
     ray_address: str | None = None
@@ -316,8 +316,8 @@ def check(config: Config) -> None:
 
 
 def of_study(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that a study keeps; a key that is younger than the study has its default."""
-    return {key: value for key, value in stored.items() if key != "data_sha256"}
+    """The configuration that a study keeps; a key that is younger than the study has its default, but no rungs."""
+    return {"rungs": {"shares": []}} | {key: value for key, value in stored.items() if key != "data_sha256"}
 
 
 def meaning(config: Config) -> dict[str, Any]:

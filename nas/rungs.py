@@ -1,7 +1,7 @@
 """Who goes on from a rung and who rests: asynchronous successive halving by non-dominated rank, on numbers alone.
 
 After ASHA, Li et al. 2018, arXiv:1810.05934, and its ranks for several objectives, Schmucker et al. 2021,
-arXiv:2106.12639; the bound that protects, and what is learnt from those that went on by chance, are ours.
+arXiv:2106.12639; the promise that protects, and what is learnt from those that went on by chance, are ours.
 
 Letters: N trials, P pairs of a rung and the end, M objectives, L those of them that training tells.
 """
@@ -22,8 +22,10 @@ from storage.records import Axis
 
 TRUST_PAIRS = 15
 """Before a rung has so many pairs, nothing is held against it."""
-NEAREST = 19
-"""Pairs that a bound is taken from, the nearest at the rung."""
+NEAREST = 39
+"""Pairs that a chance is counted in, the nearest at the rung."""
+BLOCK = 512
+"""Trials whose chances are counted at a time, for the memory's sake."""
 RESAMPLES = 300
 Floats = NDArray[np.float64]
 
@@ -41,8 +43,8 @@ class Rules:
     """The least Kendall τ between a rung and the end at which the rung may stop anybody."""
     seed: int
     risk: float = 0.1
-    """How often a stopped trial may at most have been better than its bound."""
-    bound: bool = True
+    """The share of those left at a rung for good that may at most be expected to have joined the front."""
+    protect: bool = True
     """Whether what may still join the front is protected."""
 
 
@@ -84,10 +86,9 @@ class Calibration:
 class Ladder:
     """The decisions on a set of trials, which depend on nothing else: not on their order, not on what was decided before.
 
-    The promise of the bound: a trial is left at a rung for good only if what it may become at best is beaten by a
-    fully trained one, and at most the share `risk` of such trials would have ended better than that best, and hence
-    might have joined the front. It holds as far as a trial gains from here to the end as those do that went on and
-    stood nearest to it at the rung; that is why some go on by chance.
+    The promise: of the trials that are left at a rung for good, at most the share `risk` would have joined the front,
+    had they been trained to the end. It holds as far as a trial gains from there to the end as those do that went on
+    and stood nearest to it at the rung; that is why some go on by chance.
     """
 
     def __init__(
@@ -97,8 +98,9 @@ class Ladder:
         self.standings = sorted(standings, key=lambda standing: standing.number)
         self.signs = np.array([-1.0 if axis.maximise else 1.0 for axis in axes])
         self.ideal = np.array([-axis.high if axis.maximise else axis.low for axis in axes])[self.learnt]
-        self.needed = math.ceil(len(self.learnt) / rules.risk) - 1
-        """Pairs without which a bound cannot keep its promise."""
+        self.scale = np.array([axis.high - axis.low for axis in axes])[self.learnt]
+        self.needed = math.ceil(1 / rules.risk) - 1
+        """Pairs without which no chance can be as small as the promise."""
 
     # What is asked
 
@@ -129,40 +131,48 @@ class Ladder:
         return chosen
 
     def protected(self) -> list[int]:
-        """Who rests and may still join the front, those at higher rungs first, of equals the better ranks."""
-        if not self.rules.bound:
+        """Who rests and is to go on for the promise's sake, those at higher rungs first, of equals the better chances.
+
+        The rest are the most of those with the least chances whose mean keeps within the risk.
+        """
+        if not self.rules.protect:
             return []
-        chosen: list[int] = []
-        for rung in reversed(range(self.rules.rungs)):
-            resting = [standing for standing in self._order(rung) if self._rests(standing, rung)]
-            if not resting:
-                continue
-            bounds = self.bounds(rung, [standing.values[rung] for standing in resting])
-            chosen += [
-                standing.number
-                for standing, bound in zip(resting, bounds, strict=True)
-                if not _beaten(bound, self._finals)
+        resting: list[tuple[float, int, int]] = []
+        for rung in range(self.rules.rungs):
+            here = [standing for standing in self._order(rung) if self._rests(standing, rung)]
+            chances = self.chances(rung, [standing.values[rung] for standing in here])
+            resting += [
+                (chance, rung, one.number) for chance, one in zip(chances.tolist(), here, strict=True)
             ]
-        return chosen
+        resting.sort()
+        means = np.cumsum([chance for chance, _, _ in resting]) / np.arange(1, len(resting) + 1)
+        left = int(np.searchsorted(means, self.rules.risk + 1e-9, side="right"))
+        return [number for _, _, number in sorted(resting[left:], key=lambda one: (-one[1], -one[0], one[2]))]
 
-    def bounds(self, rung: int, values: Sequence[Sequence[float]]) -> Floats:
-        """What trials with these values [N, M] at a rung may become at best, turned so that smaller is better [N, M].
+    def chances(self, rung: int, values: Sequence[Sequence[float]]) -> Floats:
+        """How likely trials with these values [N, M] at a rung would join the front of the fully trained ones [N].
 
-        Their value at the rung, less the gain that only the share `risk` of the nearest pairs exceeds, counted as
-        split conformal prediction counts; the best value there is while there are too few pairs.
+        The share of the nearest pairs whose gains would do, counted as conformal prediction counts, with one more that
+        would; 1 while there are too few pairs.
         """
         points: Floats = np.array(values, dtype=np.float64).reshape(-1, len(self.axes)) * self.signs
         at, end, _ = self._pairs(rung)
         if len(at) < self.needed:
-            points[:, self.learnt] = self.ideal
-            return points
-        near = min(max(NEAREST, self.needed), len(at))
-        place = math.ceil((near + 1) * (1 - self.rules.risk / len(self.learnt))) - 1
-        for column, objective in enumerate(self.learnt):
-            gains = _nearest(at[:, column], at[:, column] - end[:, column], points[:, objective], near)
-            gain = np.maximum(np.sort(gains, axis=1)[:, place], 0.0)
-            points[:, objective] = np.maximum(points[:, objective] - gain, self.ideal[column])
-        return points
+            return np.ones(len(points))
+        near = min(NEAREST, len(at))
+        blocks = [points[first : first + BLOCK] for first in range(0, len(points), BLOCK)]
+        joining = [self._ends(block, at, end, near) for block in blocks]
+        counts = [(~_beaten(ends, self._finals)).sum(1) for ends in joining]
+        return (np.concatenate(counts, dtype=np.float64) + 1) / (near + 1) if counts else np.zeros(0)
+
+    def _ends(self, points: Floats, at: Floats, end: Floats, near: int) -> Floats:
+        """Where trials at these points [N, M] would end, had they the gains of each of the nearest pairs [N, near, M]."""
+        apart = np.abs(at[None] - points[:, None, self.learnt]) / self.scale
+        nearest = np.argpartition(apart.max(axis=2), near - 1, axis=1)[:, :near]
+        ends: Floats = np.repeat(points[:, None], near, axis=1)
+        moved = points[:, None, self.learnt] - (at - end)[nearest]
+        ends[:, :, self.learnt] = np.maximum(moved, self.ideal)
+        return ends
 
     def expected(self, rung: int, values: Sequence[Sequence[float]]) -> list[list[float]]:
         """The objectives at the end that trials with these values [N, M] at a rung are expected to have.
@@ -256,8 +266,8 @@ class Ladder:
         return standing.rung == rung and standing.heading is None and not standing.over
 
     def _calibrating(self, rung: int) -> set[int]:
-        """The first that rest here, as many as still lack for a bound when those have ended that are on their way."""
-        if not self.rules.bound:
+        """The first that rest here, as many as still lack for a promise when those have ended that are on their way."""
+        if not self.rules.protect:
             return set()
         coming = sum(self._pairs_up(standing, rung) for standing in self.standings)
         resting = [standing.number for standing in self.standings if self._rests(standing, rung)]
@@ -310,21 +320,12 @@ def crowding(losses: Floats) -> Floats:
     return room
 
 
-def _beaten(point: Floats, others: Floats) -> bool:
-    return bool(((others <= point).all(axis=1) & (others < point).any(axis=1)).any())
-
-
-def _nearest(at: Floats, gains: Floats, asked: Floats, count: int) -> Floats:
-    """The gains [N, count] of the pairs whose place [P] is nearest to each that is asked [N]."""
-    order = np.argsort(at, kind="stable")
-    sorted_at = at[order]
-    around = np.searchsorted(sorted_at, asked)[:, None] + np.arange(-count, count)
-    inside = (around >= 0) & (around < len(at))
-    around = np.clip(around, 0, len(at) - 1)
-    distance = np.where(inside, np.abs(sorted_at[around] - asked[:, None]), np.inf)
-    nearest = np.take_along_axis(around, np.argsort(distance, axis=1, kind="stable")[:, :count], axis=1)
-    chosen: Floats = gains[order][nearest]
-    return chosen
+def _beaten(points: Floats, others: Floats) -> NDArray[np.bool_]:
+    """Which of points [N, K, M] one of the others [F, M] dominates [N, K]."""
+    beaten = np.zeros(points.shape[:2], dtype=np.bool_)
+    for other in others:
+        beaten |= (other <= points).all(axis=2) & (other < points).any(axis=2)
+    return beaten
 
 
 def _merged(at: Floats, fitted: Floats) -> tuple[Floats, Floats]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nas.climb import calibrations, ladder_of, rules_of
-from nas.config import RungsConfig
+from nas.config import RungsConfig, of_study
 from nas.rungs import TRUST_PAIRS, Calibration, Rules
 from storage.records import StudyRecord, TrialRecord
 
@@ -83,5 +83,5 @@ def trained_share(trials: Sequence[TrialRecord]) -> float | None:
 
 def _rules(study: StudyRecord) -> tuple[RungsConfig, Rules | None]:
     """The study's rungs; those of one that is older than rungs are none."""
-    rungs = RungsConfig.model_validate(study.config.get("rungs", {}))
+    rungs = RungsConfig.model_validate(of_study(study.config)["rungs"])
     return rungs, rules_of(rungs, study.config.get("seed", 0))

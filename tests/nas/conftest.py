@@ -28,6 +28,7 @@ TINY: dict[str, Any] = {
     "workers": 1,
     "trials": 6,
     "repeats": 0,
+    "rungs": {"shares": []},
     "sampler": "random",
     "latency_cache": None,
     "target": {
