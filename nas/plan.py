@@ -1,7 +1,8 @@
 """A configuration made concrete: frames, space, budget, starting layouts. Nothing is trained or written here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from nas.bounds import Bounds
@@ -22,6 +23,11 @@ from trainers.measure import check_device
 from trainers.tasks.bytes import Bytes
 from trainers.tasks.registry import make_task
 
+UNIFORM = "uniform"
+"""The origin of layouts of one kind of layer; a preset's is its name."""
+PRESET_EVERY = 5
+"""One trial in so many is a preset, after the uniform layouts and until all presets were tried."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
@@ -29,6 +35,13 @@ class Start:
 
     layout: Layout
     origin: str
+
+    def due(self, number: int) -> bool:
+        """Whether it is to be trial `number`, counted from 0: uniform layouts at once, presets among the sampler's.
+
+        It follows from the number alone, so that a search in parts tries what one in one part does.
+        """
+        return self.origin == UNIFORM or number % PRESET_EVERY == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,18 +220,42 @@ def budget_json(budget: Budget) -> dict[str, Any]:
 
 
 def _starts(space: Space) -> list[Start]:
-    """Uniform layouts, then the presets of whose layers the space allows the mixers, and that keep its constraints."""
-    starts = [Start(layout=layout, origin="uniform") for layout in space.uniform()]
+    """Uniform layouts, then presets of the space's mixers that keep its constraints.
+
+    Of the presets those come first that bring together mixers which none before them did.
+    """
+    starts = [Start(layout=layout, origin=UNIFORM) for layout in space.uniform()]
+    known, left = {start.layout for start in starts}, []
+    for start in _presets(space):
+        if start.layout not in known:
+            known.add(start.layout)
+            left.append(start)
+    met: set[tuple[str, str]] = set()
+    while left:
+        following = max(left, key=lambda start: len(_meetings(start.layout) - met))
+        met |= _meetings(following.layout)
+        left.remove(following)
+        starts.append(following)
+    return starts
+
+
+def _presets(space: Space) -> Iterator[Start]:
+    """Those of whose layers the space allows the mixers, and that keep its constraints."""
     allowed = {_mixers(entry.layer) for entry in space.entries}
     for preset in PRESETS.values():
         pattern = pattern_for(preset, space.frame, space.layers)
         if pattern is None or not {_mixers(layer) for layer in pattern.layers} <= allowed:
             continue
         pattern = plain(pattern, space.frame)
-        if space.why_not(pattern) is None and pattern not in [start.layout for start in starts]:
+        if space.why_not(pattern) is None:
             check_layout(pattern, space.frame)
-            starts.append(Start(layout=pattern, origin=preset.name))
-    return starts
+            yield Start(layout=pattern, origin=preset.name)
+
+
+def _meetings(layout: Layout) -> set[tuple[str, str]]:
+    """The pairs of different mixers that stand in a layout."""
+    mixers = sorted({branch.mixer for layer in layout.layers for branch in layer.branches})
+    return set(combinations(mixers, 2))
 
 
 def _mixers(layer: Layer) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from nas.bounds import Bounds
 from nas.climb import Climb, calibrations
 from nas.errors import Refused
 from nas.front import front, hypervolume, values_of
-from nas.plan import Plan
+from nas.plan import Plan, Start
 from nas.prices import LatencyBook, price
 from nas.repeats import Repeats
 from nas.results import records_of
@@ -116,17 +116,8 @@ class Search:
                 elif exhausted or len(self.trials) >= self.plan.config.trials:
                     if not self._close_up(waiting):
                         break
-                elif starts:
-                    start = starts.pop(0)
-                    params = self.plan.space.params_of(start.layout) or {}
-                    token = self.sampler.learn(Known(params=params, attrs={}, values=None))
-                    self._open(Proposal(layout=start.layout, params=params, token=token), start.origin)
                 else:
-                    proposal = self._propose()
-                    if proposal is None:
-                        exhausted = True
-                    else:
-                        self._open(proposal, "search")
+                    exhausted = not self._open_new(starts)
             if not self._busy():
                 return exhausted
             done = self.pool.next_done(POLL_S)
@@ -166,6 +157,19 @@ class Search:
             failed = trial.state in ("unfit", "lost")
             known = Known(params=trial.params, attrs=trial.sampler_attrs, values=values, failed=failed)
             self.tokens[trial.number] = self.sampler.learn(known)
+
+    def _open_new(self, starts: list[Start]) -> bool:
+        """Begin the next layout, one of the starts if that is due or the sampler has none left; False if there is none."""
+        if not (starts and starts[0].due(len(self.trials))) and (proposal := self._propose()) is not None:
+            self._open(proposal, "search")
+            return True
+        if not starts:
+            return False
+        start = starts.pop(0)
+        params = self.plan.space.params_of(start.layout) or {}
+        token = self.sampler.learn(Known(params=params, attrs={}, values=None))
+        self._open(Proposal(layout=start.layout, params=params, token=token), start.origin)
+        return True
 
     def _known(self, layout: Layout) -> bool:
         return any(trial.layout.key == layout.key for trial in self.trials.values())

@@ -30,7 +30,7 @@ def command(
     from nas.cli.output import console, print_json
     from nas.config import resolve
     from nas.errors import reading_input
-    from nas.plan import make_plan
+    from nas.plan import PRESET_EVERY, UNIFORM, make_plan
     from search_space.setting import show_value
 
     with reading_input():
@@ -74,7 +74,10 @@ def command(
         line(f"  {entry.name}  {free}")
     for rule in plan.config.space.constraints:
         line(f"  with {rule}")
-    line("tried first: " + ", ".join(f"{start.layout} ({start.origin})" for start in plan.starts))
+    for heading, due in (("tried first", True), (f"tried too, one in {PRESET_EVERY} trials", False)):
+        starts = [start for start in plan.starts if (start.origin == UNIFORM) == due]
+        if starts:
+            line(f"{heading}: " + ", ".join(f"{start.layout} ({start.origin})" for start in starts))
     for text in drawn:
         line(f"  e.g. {text}")
     return 0

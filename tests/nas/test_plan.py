@@ -34,6 +34,20 @@ def test_the_uniform_layouts_and_the_presets_that_fit_come_first(plan_of: Callab
     assert len({start.layout for start in plan.starts}) == len(plan.starts)
 
 
+def test_the_first_presets_mix_most_and_are_tried_among_the_samplers_layouts(
+    plan_of: Callable[..., Plan],
+) -> None:
+    space = {"layers": 4, "mixers": ["full", "window", "linear", "mamba2", "kda", "mla"], "settings": {}}
+    starts = plan_of({"space": space}).starts
+    origins = [start.origin for start in starts]
+    assert origins[:6] == ["uniform"] * 6 and len(origins) > 11
+    # Each of the first brings two mixers together that none before it did; those of one mixer come last.
+    assert {"kimi-linear", "nemotron-h"} < set(origins[6:10])
+    assert origins.index("mistral") > 9 and origins.index("mamba-2") > 9
+    assert all(starts[0].due(number) for number in range(30))
+    assert [number for number in range(30) if starts[6].due(number)] == [0, 5, 10, 15, 20, 25]
+
+
 def test_presets_with_mixers_that_are_not_allowed_or_of_another_period_stay_out(
     plan_of: Callable[..., Plan],
 ) -> None:

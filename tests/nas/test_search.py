@@ -127,13 +127,14 @@ def test_every_trial_is_run_once_and_written_down(house: House) -> None:
         assert trial.result.details["metrics"] == {"mqar_accuracy_4": 0.2}
 
 
-def test_the_starts_come_first_and_know_their_origin(house: House) -> None:
-    house.search(Script(), {"trials": 9})
+def test_the_starts_know_their_origin_and_presets_are_every_fifth(house: House) -> None:
+    house.search(Script(), {"trials": 14, "space": {"settings": {"full": {"kv_heads": [1, 2]}}}})
     origins = [trial.origin for trial in house.trials]
     texts = [trial.layout.text for trial in house.trials]
     assert texts[:3] == ["2*full", "2*window", "2*kda"] and origins[:3] == ["uniform"] * 3
-    starts = len(house.last.plan.starts)
-    assert "search" not in origins[:starts] and set(origins[starts:]) == {"search"}
+    presets = [start.origin for start in house.last.plan.starts if start.origin != "uniform"]
+    assert len(presets) > 2 and [origins[5], origins[10]] == presets[:2]
+    assert {*origins[3:5], *origins[6:10], *origins[11:]} == {"search"}
 
 
 def test_the_front_is_also_run_end_to_end(house: House, latencies: Any) -> None:
