@@ -89,7 +89,7 @@ def show_front(
     if across is not None and up is not None:
         others = [trial for trial in done if trial not in best]
         out.print(scatter(best, others, letters, across.name, up.name), markup=False, highlight=False)
-    lines = beaten_lines(beaten(trials, axes))
+    lines = beaten_lines(beaten(trials, axes), seeds)
     if lines:
         out.print("\nBeaten:")
         for line in lines:

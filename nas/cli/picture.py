@@ -178,13 +178,24 @@ def scatter(
     return "\n".join(lines)
 
 
-def beaten_lines(items: Sequence[Beaten]) -> list[str]:
-    """`4*mamba2 (uniform) by "kda window" (quality +.05, kv_bytes −22 %)`, one a line."""
+def beaten_lines(items: Sequence[Beaten], seeds: Seeds) -> list[str]:
+    """`4*mamba2 (uniform) by "kda window" (quality +.05, kv_bytes −22 %)`, one a line; what seeds might undo is named so."""
     lines = []
     for item in items:
-        changes = [f"{name} {gain:+.3f}" for name, gain in item.gains.items()]
+        changes = [
+            f"{name} {gain:+.3f}{_doubt(gain, item, seeds.estimates.get(name, {}))}"
+            for name, gain in item.gains.items()
+        ]
         changes += [f"{name} {(ratio - 1) * 100:+.0f} %" for name, ratio in item.cost_ratios.items()]
         lines.append(
             f'{item.trial.layout.text} ({item.trial.origin}) by "{item.by.layout.text}" ({", ".join(changes)})'
         )
     return lines
+
+
+def _doubt(gain: float, item: Beaten, estimates: Mapping[int, Estimate]) -> str:
+    """A word of caution where the difference is less than what other seeds might change."""
+    own, other = estimates.get(item.by.number), estimates.get(item.trial.number)
+    if own is None or other is None or gain > math.hypot(own.high - own.mean, other.high - other.mean):
+        return ""
+    return " within the spread of seeds"

@@ -16,8 +16,10 @@ SPARKS = "▁▂▃▄▅▆▇█"
 class ProgressWatcher:
     """Shows a search on standard error; implements nas.watcher.Watcher."""
 
-    def __init__(self, console: Console, *, total: int, done: int) -> None:
+    def __init__(self, console: Console, *, total: int, done: int, repeats: int = 0) -> None:
         self.console, self.total = console, total
+        self.repeats, self.repeated_now = repeats, 0
+        """Trainings with new seeds that are to come when all trials are there, and how many came."""
         self.done = self.before = done
         self.over: set[int] = set()
         self.again: set[int] = set()
@@ -92,6 +94,7 @@ class ProgressWatcher:
 
     def repeated(self, trial: TrialRecord, result: ResultRecord) -> None:
         """One more seed."""
+        self.repeated_now += 1
         seeds = trial.by_seed("quality")
         self._line(
             f"seed {result.seed} of trial {trial.number} {trial.layout.text}: quality {result.quality:.3f}, "
@@ -126,10 +129,11 @@ class ProgressWatcher:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _left(self) -> str:
-        new = self.done - self.before
-        if not new:
+        ended = self.done - self.before + self.repeated_now
+        if not ended:
             return "time left unknown"
-        return f"{quantities.duration((time.monotonic() - self.began) / new * max(0, self.total - self.done))} left"
+        coming = max(0, self.total - self.done) + max(0, self.repeats - self.repeated_now)
+        return f"{quantities.duration((time.monotonic() - self.began) / ended * coming)} left"
 
     def _show(self) -> None:
         if self.progress is None:

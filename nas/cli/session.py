@@ -2,7 +2,7 @@
 
 import random
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from nas.climb import climb_of, ladder_of, rules_of
 from nas.config import Config, differences, hash_of, meaning, of_study, resolve
 from nas.errors import EXIT_INTERRUPTED, EXIT_NOTHING, Refused, reading_input
 from nas.front import finished, front, hypervolume
-from nas.plan import Plan, families, make_plan
+from nas.plan import PRESET_EVERY, UNIFORM, Plan, families, make_plan
 from nas.prices import LatencyBook, open_machine_table
 from nas.repeats import next_repeat
 from nas.samplers.registry import check_sampler, make_sampler
@@ -156,11 +156,7 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
     if already:
         lines.append(f"goes on  {already} trials are there, {max(0, config.trials - already)} to come")
     else:
-        starts = min(len(plan.starts), config.trials)
-        lines.append(
-            f"start    {starts} uniform layouts and presets first, then {config.trials - starts} "
-            f"chosen by {config.sampler}"
-        )
+        lines.append(f"start    {_start_words(plan)}")
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     left = config.trials - already
@@ -171,6 +167,19 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
         )
         about = "at most about" if config.rungs.stop else "about"
         say(f"{about} {quantities.duration(seconds)}. Ctrl-C stops cleanly; the same command goes on.")
+
+
+def _start_words(plan: Plan) -> str:
+    """How many trials are which, such as "6 uniform layouts first, then 15 chosen by layout, 3 published among them"."""
+    trials = plan.config.trials
+    uniform = min(sum(start.origin == UNIFORM for start in plan.starts), trials)
+    presets = sum(number % PRESET_EVERY == 0 for number in range(uniform, trials))
+    presets = min(presets, sum(start.origin != UNIFORM for start in plan.starts))
+    first = f"{uniform} uniform layout{'s' * (uniform != 1)} first"
+    if trials == uniform:
+        return first
+    among = f", {presets} published among them" if presets else ""
+    return f"{first}, then {trials - uniform - presets} chosen by {plan.config.sampler}{among}"
 
 
 def _repeat_words(count: int) -> str:
@@ -228,8 +237,9 @@ def _search(
             config.sampler, plan.space, make_aim(plan, study.axes, book, bounds), seed=config.seed
         )
     pool = _make_pool(config)
+    trials, repeats = max(config.trials, ended + waiting), _repeats_left(config, store.trials(study))
     try:
-        with ProgressWatcher(out, total=max(config.trials, ended + waiting), done=ended) as watcher:
+        with ProgressWatcher(out, total=trials, done=ended, repeats=repeats) as watcher:
             search = Search(
                 plan=plan,
                 store=store,
@@ -253,6 +263,10 @@ def _resting(plan: Plan, store: Store, study: StudyRecord) -> bool:
         return False
     ladder = ladder_of(rules, study.axes, store.trials(study))
     return bool(ladder.promotable() or ladder.protected())
+
+
+def _repeats_left(config: Config, trials: Sequence[TrialRecord]) -> int:
+    return max(0, config.most_repeats - sum(len(trial.repeats) for trial in trials))
 
 
 def _to_repeat(plan: Plan, store: Store, study: StudyRecord) -> bool:

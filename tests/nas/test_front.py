@@ -2,13 +2,15 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
 from nas.axes import cost_span
-from nas.cli.picture import scatter
+from nas.cli.picture import Seeds, beaten_lines, scatter
 from nas.front import beaten, finished, front, hypervolume, row, trial_row, values_of
+from nas.noise import Estimate
 from storage.records import Axis, LayoutRecord, ResultRecord, State, TrialRecord
 
 AXES = (
@@ -109,6 +111,22 @@ def test_the_clearest_winner_is_named(trial: Make) -> None:
     loser = trial(0, 0.25, 8.0, 2**13, "uniform")
     a_little, by_far = trial(1, 0.3, 8.0, 2**13), trial(2, 0.25, 1.0, 2**10)
     assert [item.by.number for item in beaten([loser, a_little, by_far], AXES)] == [2]
+
+
+def test_what_other_seeds_might_undo_is_said_so(trial: Make) -> None:
+    loser, winner = trial(0, 0.50, 2.0, 10, "mamba-2"), trial(1, 0.53, 1.0, 10)
+    items = beaten([loser, winner], AXES)
+    far = Estimate(mean=0.5, error=0.02, freedom=3, seeds=2, low=0.47, high=0.53)
+    near = replace(far, low=0.49, high=0.51)
+    for estimates, doubted in (
+        ({}, False),
+        ({0: far, 1: far}, True),
+        ({0: near, 1: near}, False),
+        ({0: far}, False),
+    ):
+        (line,) = beaten_lines(items, Seeds(estimates={"quality": estimates}, chances={}))
+        assert line.startswith('layout 0 (mamba-2) by "layout 1" (quality +0.030')
+        assert ("+0.030 within the spread of seeds, " in line) == doubted
 
 
 def test_nothing_finished_is_an_empty_front(trial: Make) -> None:
