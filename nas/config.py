@@ -321,8 +321,13 @@ def of_study(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def meaning(config: Config) -> dict[str, Any]:
-    """The part of a configuration that may not change while a study lives, as plain JSON."""
+    """The part of a configuration that may not change while a study lives, as plain JSON.
+
+    Objectives are written in the one way that each has: kv_bytes@128k is kv_bytes@131072. ValueError if one is none.
+    """
     plain = config.model_dump(mode="json")
+    objectives = read_objectives(config.objectives, config.tasks, config.target.frame())
+    plain["objectives"] = [objective.text for objective in objectives]
     return {key: value for key, value in plain.items() if key not in RUNNING_KEYS}
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nas.config import meaning, resolve
 from nas.objectives import (
     KINDS,
     Quantity,
@@ -114,6 +115,13 @@ def test_a_study_needs_what_training_tells_and_a_cost_each_once(texts: list[str]
     with pytest.raises(ValueError, match="quality or a task, and at least one cost, each of them once"):
         read_objectives(texts, TASKS, FRAME)
     assert len(read_objectives(["mqar", "tokens_per_s"], TASKS, FRAME)) == 2
+
+
+def test_a_study_means_the_same_however_its_objectives_are_written() -> None:
+    first = resolve({"objectives": ["quality", "kv_bytes@128k", "min:params"]})
+    again = resolve({"objectives": ["max:quality", "kv_bytes@131072", "params"]})
+    other = resolve({"objectives": ["quality", "kv_bytes@64k", "params"]})
+    assert meaning(first) == meaning(again) != meaning(other)
 
 
 @given(
