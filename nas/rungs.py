@@ -11,21 +11,25 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.stats import kendalltau
 
+from nas.samplers.gain import Guess, boxes, expected_gain
 from storage import pareto
 from storage.records import Axis
 
 TRUST_PAIRS = 15
 """Before a rung has so many pairs, nothing is held against it."""
 NEAREST = 39
-"""Pairs that a chance is counted in, the nearest at the rung."""
+"""Pairs that prospects are found from, the nearest at the rung."""
 BLOCK = 512
-"""Trials whose chances are counted at a time, for the memory's sake."""
+"""Trials whose prospects are found at a time, for the memory's sake."""
+SLACK = 1e-9
+"""What rounding may add to a sum."""
 RESAMPLES = 300
 Floats = NDArray[np.float64]
 
@@ -44,6 +48,8 @@ class Rules:
     seed: int
     risk: float = 0.1
     """The share of those left at a rung for good that may at most be expected to have joined the front."""
+    loss: float = 0.02
+    """The share of the hypervolume that may at most be expected to be lost with them."""
     protect: bool = True
     """Whether what may still join the front is protected."""
 
@@ -87,8 +93,9 @@ class Ladder:
     """The decisions on a set of trials, which depend on nothing else: not on their order, not on what was decided before.
 
     The promise: of the trials that are left at a rung for good, at most the share `risk` would have joined the front,
-    had they been trained to the end. It holds as far as a trial gains from there to the end as those do that went on
-    and stood nearest to it at the rung; that is why some go on by chance.
+    had they been trained to the end, and together they would have enlarged its hypervolume by the share `loss` at most.
+    It is kept in expectation, as far as a trial gains from there to the end as those do that went on and stood nearest
+    to it at the rung; that is why some go on by chance.
     """
 
     def __init__(
@@ -131,39 +138,52 @@ class Ladder:
         return chosen
 
     def protected(self) -> list[int]:
-        """Who rests and is to go on for the promise's sake, those at higher rungs first, of equals the better chances.
+        """Who rests and is to go on for the promise's sake, those at higher rungs first, of equals who may add most.
 
-        The rest are the most of those with the least chances whose mean keeps within the risk.
+        The others are the most of those that may add least who together keep it.
         """
         if not self.rules.protect:
             return []
-        resting: list[tuple[float, int, int]] = []
+        resting: list[tuple[float, float, int, int]] = []
         for rung in range(self.rules.rungs):
             here = [standing for standing in self._order(rung) if self._rests(standing, rung)]
-            chances = self.chances(rung, [standing.values[rung] for standing in here])
-            resting += [
-                (chance, rung, one.number) for chance, one in zip(chances.tolist(), here, strict=True)
-            ]
+            chances, gains = self.prospects(rung, [standing.values[rung] for standing in here])
+            numbers = (one.number for one in here)
+            resting += zip(gains.tolist(), chances.tolist(), repeat(rung), numbers, strict=False)
         resting.sort()
-        means = np.cumsum([chance for chance, _, _ in resting]) / np.arange(1, len(resting) + 1)
-        left = int(np.searchsorted(means, self.rules.risk + 1e-9, side="right"))
-        return [number for _, _, number in sorted(resting[left:], key=lambda one: (-one[1], -one[0], one[2]))]
+        lost, joined, left = 0.0, 0.0, 0
+        for gain, chance, _, _ in resting:
+            lost, joined = lost + gain, joined + chance
+            if (
+                lost > self.rules.loss * self._hypervolume + SLACK
+                or joined > self.rules.risk * (left + 1) + SLACK
+            ):
+                break
+            left += 1
+        return [
+            number for _, _, _, number in sorted(resting[left:], key=lambda one: (-one[2], -one[0], one[3]))
+        ]
 
-    def chances(self, rung: int, values: Sequence[Sequence[float]]) -> Floats:
-        """How likely trials with these values [N, M] at a rung would join the front of the fully trained ones [N].
+    def prospects(self, rung: int, values: Sequence[Sequence[float]]) -> tuple[Floats, Floats]:
+        """Of trials with these values [N, M] at a rung, the chance to join the front of the fully trained ones [N], and
+        by how much they are expected to enlarge its hypervolume [N], on the frozen scale.
 
-        The share of the nearest pairs whose gains would do, counted as conformal prediction counts, with one more that
-        would; 1 while there are too few pairs.
+        By the gains of the nearest pairs; the chance is counted as conformal prediction counts, with one more pair whose
+        gain would do. With too few pairs the chance is 1, and the gain all that is left.
         """
         points: Floats = np.array(values, dtype=np.float64).reshape(-1, len(self.axes)) * self.signs
         at, end, _ = self._pairs(rung)
-        if len(at) < self.needed:
-            return np.ones(len(points))
+        if len(at) < self.needed or not len(points):
+            return np.ones(len(points)), np.ones(len(points))
         near = min(NEAREST, len(at))
-        blocks = [points[first : first + BLOCK] for first in range(0, len(points), BLOCK)]
-        joining = [self._ends(block, at, end, near) for block in blocks]
-        counts = [(~_beaten(ends, self._finals)).sum(1) for ends in joining]
-        return (np.concatenate(counts, dtype=np.float64) + 1) / (near + 1) if counts else np.zeros(0)
+        chances, gains = [], []
+        for first in range(0, len(points), BLOCK):
+            ends = self._ends(points[first : first + BLOCK], at, end, near)
+            chances.append(((~_beaten(ends, self._finals)).sum(axis=1) + 1) / (near + 1))
+            losses = pareto.losses(self.axes, (ends * self.signs).reshape(-1, len(self.axes)))
+            guesses = [Guess(column[:, None], np.ones(1)) for column in losses.T]
+            gains.append(expected_gain(guesses, self._boxes).reshape(-1, near).mean(axis=1))
+        return np.concatenate(chances), np.concatenate(gains)
 
     def _ends(self, points: Floats, at: Floats, end: Floats, near: int) -> Floats:
         """Where trials at these points [N, M] would end, had they the gains of each of the nearest pairs [N, near, M]."""
@@ -237,6 +257,20 @@ class Ladder:
         rows = [standing.values[end] for standing in self.standings if end in standing.values]
         points: Floats = np.array(rows, dtype=np.float64).reshape(-1, len(self.axes)) * self.signs
         return points[pareto.front(points)]
+
+    @cached_property
+    def _losses(self) -> Floats:
+        """[F, M] of the front of those that are fully trained, on the frozen scale."""
+        return pareto.losses(self.axes, self._finals * self.signs)
+
+    @cached_property
+    def _hypervolume(self) -> float:
+        return pareto.hypervolume(self._losses)
+
+    @cached_property
+    def _boxes(self) -> Floats:
+        """What that front leaves of the unit box."""
+        return boxes(self._losses, np.ones(len(self.axes)))
 
     def _pairs(self, rung: int) -> tuple[Floats, Floats, list[int]]:
         """What training told at a rung and at the end [P, L], smaller is better, and whose it is."""

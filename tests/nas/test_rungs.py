@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.rungs import NEAREST, TRUST_PAIRS, Ladder, Rules, Standing, crowding
+from storage import pareto
 from storage.records import Axis
 
 AXES = (
@@ -109,7 +110,7 @@ def test_until_there_are_pairs_the_first_go_to_the_end() -> None:
 
 def test_without_pairs_anybody_may_join_the_front() -> None:
     few = ladder([*paired(8), stands(0, 950.0, 0.01)])
-    assert few.chances(0, [(0.01, 950.0)]).tolist() == [1.0]
+    assert [part.tolist() for part in few.prospects(0, [(0.01, 950.0)])] == [[1.0], [1.0]]
     assert few.protected() == [0]
     assert ladder([*paired(9), stands(0, 950.0, 0.01)]).protected() == []
 
@@ -122,10 +123,10 @@ def test_a_chance_counts_which_of_the_nearest_gains_would_do() -> None:
     # At cost 5 it takes a gain of 0.295 or of 0.305; what is cheaper is on the front anyway.
     asked = [(0.305, 5.0), (0.295, 6.0), (0.0, 4.0), (0.55, 7.0), (0.605, 7.0)]
     counted = [9, 8, 39, 0, 39]
-    assert own.chances(0, asked) == pytest.approx([(count + 1) / 40 for count in counted])
+    assert own.prospects(0, asked)[0] == pytest.approx([(count + 1) / 40 for count in counted])
     # Nothing is better than the best there is, which equals what has it.
     best = ladder([*(stands(i, 9.0, 0.5, 0.5, 1.0) for i in range(NEAREST))])
-    assert best.chances(0, [(0.9, 9.0), (0.9, 9.1)]).tolist() == [1.0, 1 / 40]
+    assert best.prospects(0, [(0.9, 9.0), (0.9, 9.1)])[0].tolist() == [1.0, 1 / 40]
 
 
 def test_several_trained_objectives_gain_together() -> None:
@@ -137,22 +138,45 @@ def test_several_trained_objectives_gain_together() -> None:
     ]
     front = Standing(number=90, values={1: (0.7, 0.7)})
     own = Ladder(replace(RULES, rungs=1), axes, [0, 1], [*both, front])
-    assert own.chances(0, [(0.5, 0.5), (0.3, 0.3), (0.45, 0.75)]).tolist() == pytest.approx(
+    assert own.prospects(0, [(0.5, 0.5), (0.3, 0.3), (0.45, 0.75)])[0].tolist() == pytest.approx(
         [1.0, 1 / 21, 1.0]
     )
 
 
-def test_the_most_are_left_whose_mean_chance_keeps_the_promise() -> None:
-    """All gain 0.2, and the best that was trained, at cost 900, ends at 0.75."""
+def test_what_a_trial_may_add_is_the_mean_of_what_the_nearest_gains_would() -> None:
+    """The front is one trial of 0.6 at cost 10, which leaves two boxes of a unit square in scores and decades."""
+    gains = [stands(i, 900.0, 0.1, 0.1, 0.1 + i / 100) for i in range(NEAREST)]
+    own = ladder([*gains, stands(99, 10.0, 0.6, 0.6, 0.6)])
+    asked = [(0.34, 10.0), (0.3, 100.0), (0.2, 1.0), (0.0, 900.0)]
+    wanted = []
+    for score, cost in asked:
+        room = 1 - math.log10(cost) / 3
+        ends = [score + i / 100 for i in range(NEAREST)]
+        # Above the front as wide as its own cost leaves; where it is cheaper, all that it is cheaper by.
+        above = [max(0.0, end - 0.6) * min(room, 2 / 3) for end in ends]
+        beside = [end * max(0.0, room - 2 / 3) for end in ends]
+        wanted.append(float(np.mean(np.add(above, beside))))
+    assert own.prospects(0, asked)[1] == pytest.approx(wanted)
+    assert wanted[3] == 0.0 < wanted[1]
+
+
+def test_the_most_are_left_who_together_keep_the_promise() -> None:
+    """All gain 0.2, and the best that was trained, at cost 900, ends at 0.69."""
     trained = paired(39)
     best = max(one.values[2][0] for one in trained)
     hopeless = [stands(i, 950.0, best - 0.21) for i in range(10)]
-    sure = [stands(10 + i, 1.0, 0.0) for i in range(3)]
-    # Ten chances of 1/40 and one of 40/40 are more than one in ten.
-    assert ladder([*trained, *hopeless, *sure]).protected() == [10, 11, 12]
-    assert ladder([*trained, *hopeless, *sure], replace(RULES, risk=0.12)).protected() == [11, 12]
-    assert ladder([*trained, *hopeless, *sure], replace(RULES, protect=False)).protected() == []
-    # Those at higher rungs go first, then the best chances.
+    sure = [stands(10 + i, 890.0, best - 0.1999) for i in range(3)]
+    # Ten chances of 1/40 and one of 40/40 are more than one in ten, though what they would add is next to nothing.
+    bold = replace(RULES, loss=1.0)
+    assert ladder([*trained, *hopeless, *sure], bold).protected() == [10, 11, 12]
+    assert ladder([*trained, *hopeless, *sure], replace(bold, risk=0.12)).protected() == [11, 12]
+    assert ladder([*trained, *hopeless, *sure], replace(bold, risk=0.12, protect=False)).protected() == []
+    # One of many that would add much is too much for the other half of the promise.
+    many = [stands(100 + i, 950.0, best - 0.21) for i in range(200, 240)]
+    much = stands(0, 1.0, best - 0.2)
+    assert ladder([*trained, *many, much], replace(RULES, risk=0.2)).protected() == [0]
+    assert ladder([*trained, *many, much], replace(bold, loss=1e9, risk=0.2)).protected() == []
+    # Those at higher rungs go first, then who may add most.
     high = stands(90, 950.0, best - 0.19, best - 0.19)
     assert ladder([*trained, *sure, high]).protected()[0] == 90
 
@@ -311,6 +335,9 @@ def test_when_all_is_done_those_that_rest_keep_the_promise(
     final = ladder(list(standings.values()), rules)
     assert final.promotable() == final.protected() == []
     resting = [one for one in standings.values() if one.rung < 2]
-    chances = [final.chances(one.rung, [one.values[one.rung]])[0] for one in resting]
-    assert not resting or np.mean(chances) <= rules.risk + 1e-9
+    prospects = [final.prospects(one.rung, [one.values[one.rung]]) for one in resting]
+    ends = np.array([one.values[2] for one in standings.values() if one.rung == 2])
+    volume = pareto.hypervolume(pareto.losses(AXES, ends)) if len(ends) else 0.0
+    assert not resting or np.mean([chance for chance, _ in prospects]) <= rules.risk + 1e-9
+    assert sum(float(gain[0]) for _, gain in prospects) <= rules.loss * volume + 1e-9
     assert not any(final.by_chance(one.number) for one in resting)
