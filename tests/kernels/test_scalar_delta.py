@@ -326,15 +326,15 @@ def kernels_agree(near, inputs, bound=1e-5):
 
 @pytest.mark.parametrize("chunk", [16, 32, 64])
 def test_kernels_take_any_chunk_that_the_table_may_hold(near, monkeypatch, chunk):
-    from kernels.scalar_delta import triton
+    from kernels import delta
 
-    configure = triton.configure
+    configure = delta.configure
 
     def of_chunk(operator, kernel, widths, like):
         row = configure(operator, kernel, widths, like)
         return replace(row, blocks={**row.blocks, "CHUNK": chunk}) if kernel == "prepare" else row
 
-    monkeypatch.setattr(triton, "configure", of_chunk)
+    monkeypatch.setattr(delta, "configure", of_chunk)
     kernels_agree(near, draw(75, "mild behind hard", batch=1, groups=1, heads=2))
 
 
