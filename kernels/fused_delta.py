@@ -176,6 +176,9 @@ def forward(
             kept = (fresh * until[:, None]).to(value.dtype)
             S = S * tl.load(fades + at * 2 * CHUNK + CHUNK - 1)
         # Loaded anew, for it is in the cache, and registers are what there is least of.
+        if written is None:
+            # Without a write in between the compiler would keep the first.
+            tl.debug_barrier()
         key = tl.load(k + shared * K + at_k, mask=own_k, other=0.0)
         S += tl.dot(tl.trans(key), kept, input_precision=PRECISION)
         query = tl.load(q + shared * K + at_k, mask=own_k, other=0.0)
