@@ -46,7 +46,7 @@ class Call:
 
 
 def plan(operators: Sequence[str] | None, device: torch.device, *, toy: bool) -> list[Call]:
-    """All calls: every probe at the widths of every row, checked; the first probe of each operator, timed."""
+    """All calls: every probe at the widths of every row, checked; the first probe of each operator and what is to be measured, timed."""
     place = architecture(device) or INTERPRETER
     dtype = "float32" if place == INTERPRETER else "bfloat16"
     calls, seen = [], set()
@@ -63,7 +63,7 @@ def plan(operators: Sequence[str] | None, device: torch.device, *, toy: bool) ->
             calls.append(
                 Call(probe=probe, shape=f"widths {list(widths)}", sizes=sizes, dtype=dtype, timed=False)
             )
-        if probe.operator in seen:
+        if probe.operator in seen and not probe.measured:
             continue
         seen.add(probe.operator)
         shapes = TOY_SHAPES if toy else SHAPES

@@ -124,41 +124,28 @@ class _Delta(torch.autograd.Function):
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        batch, time, _groups, key = k.shape
-        heads, value = v.shape[-2:]
-        documents = batch if cu_seqlens is None else len(cu_seqlens) - 1
-        chunks, _, chunk, _ = prepared.inverse.shape
-        offsets, _ = chunk_offsets(cu_seqlens, batch, time, chunk)
-        several = () if walks is None else (walks.count,)
-        row = configure(operator, "forward" + rows, (key, value), v)
-        output = v.new_empty(*several, batch, time, heads, value)
-        last = torch.empty(documents, heads, *several, key, value, dtype=torch.float32, device=v.device)
-        starts = written = None
-        if keep:
-            starts = v.new_empty(chunks, heads, *several, key, value)
-            written = torch.empty_like(output)
-        total, apart, before = _places(walks, k, v)
-        launch(
-            operator,
-            walk_on,
-            _grid(row, v, documents, walks),
-            (
-                *(q, k, v, beta, prepared.inverse, prepared.scores, prepared.fades, state),
-                *(output, last, starts, written, cu_seqlens, offsets, time, total, apart, before),
-            ),
-            {**_sizes(q, v), "BLOCK_K": padded(key), "CHUNK": chunk},
-            row,
-            like=v,
-        )
-        made = prepared.inverse, prepared.scores, prepared.fades
-        ctx.save_for_backward(q, k, v, gate, beta, *made, starts, written, cu_seqlens, offsets)
+        batch, time = k.shape[:2]
+        offsets, _ = chunk_offsets(cu_seqlens, batch, time, prepared.inverse.shape[-1])
         ctx.operator, ctx.rows, ctx.walks, ctx.has_state = operator, rows, walks, state is not None
+        made = prepared.inverse, prepared.scores, prepared.fades
+        output, last, *kept = _walk_on(
+            operator, rows, walks, q, k, v, beta, *made, state, cu_seqlens, offsets, keep and walks is None
+        )
+        # Several states a head before each chunk outweigh all else, so that they are made anew where they are asked for.
+        state = None if walks is None else state
+        ctx.save_for_backward(q, k, v, gate, beta, *made, state, *kept, cu_seqlens, offsets)
         return output, last
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, gate, beta, inverse, scores, fades, starts, written, cu_seqlens, offsets = ctx.saved_tensors
+        q, k, v, gate, beta, inverse, scores, fades, state, *kept, cu_seqlens, offsets = ctx.saved_tensors
         operator, rows, walks = ctx.operator, ctx.rows, ctx.walks
+        if walks is not None:
+            made = inverse, scores, fades
+            _, _, *kept = _walk_on(
+                operator, rows, walks, q, k, v, beta, *made, state, cu_seqlens, offsets, True
+            )
+        starts, written = kept
         batch, time, groups, key = k.shape
         heads, value = v.shape[-2:]
         chunks, _, chunk, _ = inverse.shape
@@ -212,6 +199,50 @@ class _Delta(torch.autograd.Function):
         if groups != heads:
             d_q, d_k = (x.unflatten(2, (groups, -1)).sum(3).to(q.dtype) for x in (d_q, d_k))
         return None, None, None, None, d_q, d_k, d_v, d_gate, d_beta, d_state, None, None
+
+
+def _walk_on(
+    operator: str,
+    rows: str,
+    walks: Walks | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    inverse: Tensor,
+    scores: Tensor,
+    fades: Tensor | None,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    offsets: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Output, last state and, where a backward pass will ask for them, states before the chunks and what was written."""
+    batch, time, _groups, key = k.shape
+    heads, value = v.shape[-2:]
+    documents = batch if cu_seqlens is None else len(cu_seqlens) - 1
+    several = () if walks is None else (walks.count,)
+    row = configure(operator, "forward" + rows, (key, value), v)
+    output = v.new_empty(*several, batch, time, heads, value)
+    last = torch.empty(documents, heads, *several, key, value, dtype=torch.float32, device=v.device)
+    starts = written = None
+    if keep:
+        starts = v.new_empty(len(inverse), heads, *several, key, value)
+        written = torch.empty_like(output)
+    total, apart, before = _places(walks, k, v)
+    launch(
+        operator,
+        walk_on,
+        _grid(row, v, documents, walks),
+        (
+            *(q, k, v, beta, inverse, scores, fades, state),
+            *(output, last, starts, written, cu_seqlens, offsets, time, total, apart, before),
+        ),
+        {**_sizes(q, v), "BLOCK_K": padded(key), "CHUNK": inverse.shape[-1]},
+        row,
+        like=v,
+    )
+    return output, last, starts, written
 
 
 def _places(walks: Walks | None, k: Tensor, v: Tensor) -> tuple[int | None, int | None, int | None]:

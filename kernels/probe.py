@@ -59,6 +59,9 @@ class Probe:
     loose: tuple[str, ...] = ()
     """Gates and strengths, whose gradients are sums of many terms and are held to .02 in half precision, not .008."""
 
+    measured: bool = False
+    """Whether the GPU benchmark times it, as it does the first probe of every operator: it has kernels of its own."""
+
     @property
     def id(self) -> str:
         """operator: name."""

@@ -39,7 +39,7 @@ def log_linear(
     [B, T, H, L]; beta [B, T, H], None for a decay alone (then nothing is erased, and writes are k vᵀ); levels
     [B, H, L, K, V], what an earlier call returned after `length` tokens in all, None for zeros. Level l ≥ 1 holds
     2^(l-1) tokens or none, and the last one all that is older, so L = ceil(log2(T)) + 1 tells all apart.
-    `chunk` is the chunk form's; Triton's chunks come from its table, and its kernels take no beta.
+    `chunk` is the chunk form's; Triton's chunks come from its table, and are shorter with beta than without.
     Returns o [B, T, H, V] in v's dtype and the last levels in float32, or in float64 where an input is float64.
 
     Raises:
@@ -66,12 +66,12 @@ def log_linear(
         require_shape(name, "levels", levels, shape, "[B, H, L, K, V]")
     _require_position(name, weights.shape[-1], length)
     tensors = (q, k, v, log_decay, weights, beta, levels)
-    missing = None if beta is None else "no Triton kernel erases; with beta there is the chunk form"
-    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, missing=missing)
+    kernel, like = ("forward", None) if beta is None else ("forward_delta", v)
+    implementation = resolve(backend, name, *tensors, widths={"K": key, "V": value}, kernel=kernel, like=like)
     if implementation == "triton":
         from kernels.log_linear import triton
 
-        return triton.log_linear(q, k, v, log_decay, weights, levels, length)
+        return triton.log_linear(q, k, v, log_decay, weights, beta, levels, length)
     if implementation == "chunked":
         output, last = chunked.log_linear(q, k, v, log_decay, weights, beta, levels, length, chunk)
         if not is_poisoned(output):

@@ -3,12 +3,15 @@
 Letters: B batch, T time, H heads, G groups that share q and k, L levels, K key, V value.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import normalize
 
 from kernels.backend import Backend
 from kernels.log_linear.ops import log_linear, log_linear_step
-from kernels.probe import Inputs, Probe, Sizes, gates, normal, some_hard
+from kernels.probe import Draw, Inputs, Probe, Sizes, gates, normal, some_hard
 
 SEEN = 192
 """Tokens before a text that goes on: three chunks, of which two are one block."""
@@ -39,6 +42,18 @@ def _draw(sizes: Sizes, generator: Generator) -> dict[str, Tensor]:
     }
 
 
+def _erasing(draw: Draw) -> Draw:
+    """The same text with keys and queries of unit length, and strengths of which some turn what a key holds around."""
+
+    def drawn(sizes: Sizes, generator: Generator) -> dict[str, Tensor]:
+        inputs = draw(sizes, generator)
+        shape = inputs["log_decay"].shape
+        unit = {name: normalize(inputs[name], dim=-1) for name in ("q", "k")}
+        return {**inputs, **unit, "beta": 1.8 * torch.rand(shape, generator=generator)}
+
+    return drawn
+
+
 def _length(x: Inputs) -> int:
     return int(x["length"]) if "length" in x else 0
 
@@ -46,28 +61,42 @@ def _length(x: Inputs) -> int:
 def _call(backend: Backend, x: Inputs) -> tuple[Tensor, ...]:
     """The tokens seen go with the levels, to the next call."""
     q, k, v, log_decay, weights = (x[name] for name in TIMED)
-    length = _length(x)
-    output, last = log_linear(q, k, v, log_decay, weights, None, x.get("levels"), length, backend=backend)
+    beta, levels, length = x.get("beta"), x.get("levels"), _length(x)
+    output, last = log_linear(q, k, v, log_decay, weights, beta, levels, length, backend=backend)
     return output, last, torch.tensor(length + output.shape[1])
 
 
 def _step(backend: Backend, x: Inputs) -> tuple[Tensor, ...]:
     q, k, v, log_decay, weights = (x[name] for name in TIMED)
-    return log_linear_step(q, k, v, log_decay, weights, None, x["levels"], _length(x), backend=backend)
+    beta, length = x.get("beta"), _length(x)
+    return log_linear_step(q, k, v, log_decay, weights, beta, x["levels"], length, backend=backend)
 
 
-PROBES = tuple(
-    Probe(
-        operator="log_linear",
-        name=name,
-        draw=draw,
-        call=_call,
-        widths=lambda sizes: (sizes.key, sizes.value),
-        wide=("log_decay", "weights", "levels"),
-        timed=TIMED,
-        carried={"levels": 1, "length": 2},
-        step=step,
-        loose=("log_decay", "weights"),
-    )
-    for name, draw, step in (("going on", _draw, _step), ("few levels", _draw_first, None))
+_GOING_ON = Probe(
+    operator="log_linear",
+    name="going on",
+    draw=_draw,
+    call=_call,
+    widths=lambda sizes: (sizes.key, sizes.value),
+    kernels=("forward", "backward", "step", "walk"),
+    wide=("log_decay", "weights", "beta", "levels"),
+    timed=(*TIMED, "beta"),
+    carried={"levels": 1, "length": 2},
+    step=_step,
+    loose=("log_decay", "weights", "beta"),
+)
+_ERASING = replace(
+    _GOING_ON,
+    name="erasing, going on",
+    measured=True,
+    draw=_erasing(_draw),
+    kernels=tuple(
+        f"{name}_delta" for name in ("forward", "prepare", "backward", "gradients", "read", "backward_read")
+    ),
+)
+PROBES = (
+    _GOING_ON,
+    replace(_GOING_ON, name="few levels", draw=_draw_first, step=None),
+    _ERASING,
+    replace(_ERASING, name="erasing, few levels", draw=_erasing(_draw_first), step=None, measured=False),
 )

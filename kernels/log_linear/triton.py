@@ -1,4 +1,4 @@
-"""Log-linear attention in Triton: the decay's levels in two launches forward and two backward, and a step.
+"""Log-linear attention in Triton: the decay's levels in two launches forward and two backward, and a step of both bases.
 
 Letters: B batch, T time, H heads, G groups that share q and k, L levels, K key, V value, C tokens of a chunk, n chunks
 of a text, W walks.  After arXiv:2506.04761.
@@ -19,48 +19,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.delta import Walks
 from kernels.fused import chunk_place, chunk_sums, document_bounds, pair_decays
 from kernels.launch import configure, dot_precision, launch, padded
-from kernels.log_linear import chunked, reference
+from kernels.log_linear import chunked, triton_delta
+from kernels.log_linear.levels import by_level, first_states, levels_of, meet, weighed
 
 OPERATOR = "log_linear"
-
-
-@triton.jit
-def _found(i, j, level, NEAR: tl.constexpr):
-    """Whether two tokens of a chunk find one another in a level: in that of the highest bit in which they differ."""
-    differ = i ^ j
-    return (differ >= (1 << level) >> 1) & ((differ < 1 << level) | (level == NEAR - 1))
-
-
-@triton.jit
-def _levels(i, j, NEAR: tl.constexpr):
-    """The levels in which two tokens of a chunk find one another."""
-    level = (i ^ j) * 0
-    for bit in tl.static_range(NEAR - 1):
-        level += tl.where((i ^ j) >> bit > 0, 1, 0)
-    return level
-
-
-@triton.jit
-def _weighed(
-    pairs,
-    weights,
-    live,
-    H: tl.constexpr,
-    L: tl.constexpr,
-    NEAR: tl.constexpr,
-    C: tl.constexpr,
-    BACK: tl.constexpr,
-):
-    """Products of pairs of tokens, times the reader's weights: rows read; with BACK columns do."""
-    i = tl.arange(0, C)
-    found = _levels(i[:, None], i[None, :], NEAR)
-    mix = tl.zeros([C, C], tl.float32)
-    for level in range(0, NEAR):
-        own = tl.load(weights + i * (H * L) + level, mask=live, other=0.0)
-        mix = tl.where(found == level, own[None, :] if BACK else own[:, None], mix)
-    return pairs * mix
 
 
 @triton.jit(do_not_specialize=["T", "WALKS", "BEFORE"])
@@ -172,7 +137,7 @@ def _low(
     done = (length - 1) // CHUNK * CHUNK
     left = length - done
     token = begin + done
-    own = (i < left) & _found(i, left - 1, level, NEAR)
+    own = (i < left) & meet(i, left - 1, level, NEAR)
     fades = tl.load(gate + token * H + h + i * H, mask=i < left, other=0.0)
     _whole, _rest, _since, until, _fade = chunk_sums(fades)
     at_k = (token * G + h // (H // G)) * K + i[:, None] * (G * K) + rows[None, :]
@@ -235,7 +200,7 @@ def _read(
     fades = tl.load(gate + i * H, mask=live, other=0.0)
     whole, rest, since, _until, _fade = chunk_sums(fades)
     pairs = pairs * pair_decays(whole, rest, CHUNK, False)
-    pairs = _weighed(pairs, weights, live, H, L, NEAR, CHUNK, False)
+    pairs = weighed(pairs, weights, live, H, L, NEAR, CHUNK, False)
     own = live[:, None] & (columns < N)[None, :]
     other = tl.load(others + i[:, None] * OTHER + columns[None, :], mask=own, other=0.0)
     result = tl.dot(pairs.to(other.dtype), other, input_precision=PRECISION)
@@ -360,13 +325,13 @@ def _written(
             if left <= CHUNK:
                 for level in range(0, NEAR):
                     own_level = tl.load(low_states + level * M * N + at, mask=inside, other=0.0)
-                    there = _found(i, left - 1, level, NEAR)
+                    there = meet(i, left - 1, level, NEAR)
                     held = tl.where(there[:, None], row, tl.zeros_like(row))
                     result += tl.dot(held, own_level.to(row.dtype), input_precision=PRECISION)
     fades = tl.load(gate + i * H, mask=live, other=0.0)
     whole, rest, _since, until, _fade = chunk_sums(fades)
     pairs = pairs * pair_decays(whole, rest, CHUNK, True)
-    pairs = _weighed(pairs, weights, live, H, L, NEAR, CHUNK, True)
+    pairs = weighed(pairs, weights, live, H, L, NEAR, CHUNK, True)
     result = result * until[:, None]
     own = live[:, None] & (columns < N)[None, :]
     at = i[:, None] * OTHER + columns[None, :]
@@ -429,7 +394,7 @@ def _to_numbers(
     fades = tl.load(gate + i * H, mask=live, other=0.0)
     whole, rest, _since, _until, fade = chunk_sums(fades)
     pairs = pairs * d_pairs * pair_decays(whole, rest, CHUNK, False)
-    found = _levels(i[:, None], i[None, :], NEAR)
+    found = levels_of(i[:, None], i[None, :], NEAR)
     change = tl.zeros([CHUNK], tl.float32)
     for level in range(0, NEAR):
         at_level = tl.where(found == level, pairs, 0.0)
@@ -678,7 +643,7 @@ class _Levels(torch.autograd.Function):
         )
         if shared:
             d_q, d_k = (x.unflatten(2, (groups, -1)).sum(3).to(v.dtype) for x in (d_q, d_k))
-        d_weights = _by_level(d_near, d_far.sum(0), weights.shape[-1], 3)
+        d_weights = by_level(d_near, d_far.sum(0), weights.shape[-1], 3)
         return d_q, d_k, d_v, d_gate.sum(0), d_weights, d_first, None
 
 
@@ -726,44 +691,13 @@ def _sizes(q: Tensor, v: Tensor, weights: Tensor, chunk: int) -> dict[str, Any]:
     }
 
 
-def _by_level(near: Tensor, far: Tensor, levels: int, dim: int) -> Tensor:
-    """What lies in a chunk's own levels and then in those of walks, joined: the last level takes all that is older."""
-    joined = torch.cat([near, far], dim)
-    count = joined.shape[dim]
-    if count <= levels:
-        shape = list(joined.shape)
-        shape[dim] = levels - count
-        return torch.cat([joined, joined.new_zeros(shape)], dim)
-    kept, older = joined.split([levels - 1, count - levels + 1], dim)
-    return torch.cat([kept, older.sum(dim, keepdim=True)], dim)
-
-
-def _first(levels: Tensor, length: int, chunk: int, walks: int) -> Tensor:
-    """The states [B, H, W, K, V] with which walks go on after `length` tokens, which fill whole chunks."""
-    merged, before, top = reference.merge(levels, length), length // chunk, levels.shape[2] - 1
-    held: dict[int, Tensor] = {}
-    for bit in range(before.bit_length()):
-        if before >> bit & 1:
-            held[bit] = merged[:, :, min(bit + chunk.bit_length(), top)]
-            # Which walk holds the last level's blocks makes no difference to what follows.
-            if bit + chunk.bit_length() >= top:
-                break
-    nothing = torch.zeros_like(merged[:, :, 0])
-    states = []
-    for walk in range(walks):
-        if before >> walk & 1:
-            states.append(held.get(walk, nothing))
-        else:
-            states.append(sum((state for bit, state in held.items() if bit < walk), nothing))
-    return torch.stack(states, 2)
-
-
 def log_linear(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     log_decay: Tensor,
     weights: Tensor,
+    beta: Tensor | None,
     levels: Tensor | None,
     length: int,
 ) -> tuple[Tensor, Tensor]:
@@ -771,34 +705,35 @@ def log_linear(
 
     A text that goes on in the middle of a chunk gets the rest of that chunk from the chunk form.
     """
-    time, count = v.shape[1], weights.shape[-1]
-    size = configure(OPERATOR, "forward", (k.shape[-1], v.shape[-1]), v).blocks["CHUNK"]
+    time = v.shape[1]
+    kernel = "forward" if beta is None else "prepare_delta"
+    size = configure(OPERATOR, kernel, (k.shape[-1], v.shape[-1]), v).blocks["CHUNK"]
     rest = min(-length % size, time)
     if rest:
-        head, tail = zip(
-            *(x.split((rest, time - rest), 1) for x in (q, k, v, log_decay, weights)), strict=True
-        )
-        q, k, v, log_decay, weights = head
-        output, levels = chunked.log_linear(q, k, v, log_decay, weights, None, levels, length, size)
+
+        def part(span: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+            strength = None if beta is None else beta[:, span]
+            return q[:, span], k[:, span], v[:, span], log_decay[:, span], weights[:, span], strength
+
+        output, levels = chunked.log_linear(*part(slice(rest)), levels, length, size)
         if rest == time:
             return output, levels
-        q, k, v, log_decay, weights = tail
-        others, levels = log_linear(q, k, v, log_decay, weights, levels, length + rest)
+        others, levels = log_linear(*part(slice(rest, None)), levels, length + rest)
         return torch.cat([output, others], 1), levels
     with torch.autocast(v.device.type, enabled=False):
+        q, k, v = q.to(v.dtype).contiguous(), k.to(v.dtype).contiguous(), v.contiguous()
+        log_decay, weights = log_decay.float().contiguous(), weights.float().contiguous()
         before = length // size
         walks = (before + triton.cdiv(time, size) - 1).bit_length()
-        first = None if levels is None or not length else _first(levels.float(), length, size, walks)
-        output, low, last = _Levels.apply(
-            q.to(v.dtype).contiguous(),
-            k.to(v.dtype).contiguous(),
-            v.contiguous(),
-            log_decay.float().contiguous(),
-            weights.float().contiguous(),
-            first,
-            before,
-        )
-        return output, _by_level(low, last, count, 2)
+        first = None if levels is None or not length else first_states(levels.float(), length, size, walks)
+        if beta is None:
+            output, low, last = _Levels.apply(q, k, v, log_decay, weights, first, before)
+        else:
+            strength = beta.float().contiguous()
+            output, low, last = triton_delta.log_linear(
+                q, k, v, log_decay, weights, strength, first, Walks(count=walks, before=before)
+            )
+        return output, by_level(low, last, weights.shape[-1], 2)
 
 
 def step(

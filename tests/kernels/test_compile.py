@@ -24,6 +24,7 @@ SPILLS: dict[tuple[str, str, str], tuple[int, str]] = {
         )
         for operator in ("block_attention", "routed_attention")
     },
+    ("log_linear", "forward_delta", "float32"): (32, "eight numbers, on an A100 alone"),
     ("low_rank_delta", "forward", "float32"): (8, "two numbers, on an H100 alone"),
     ("low_rank_delta", "backward", "float32"): (8, "two numbers, on an A100 alone"),
     ("low_rank_delta", "pairs_backward", "float32"): (32, "eight numbers, even at the fewest keys"),

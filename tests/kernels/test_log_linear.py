@@ -1,6 +1,7 @@
 """Log-linear attention: chunks against steps and against the matrix form, any position, causality, equalities."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -345,8 +346,10 @@ def test_wrong_settings_are_named():
         log_linear(*inputs.values(), chunk=48)
     with pytest.raises(ValueError, match="length=-3 must be at least 0"):
         log_linear(*inputs.values(), length=-3)
-    with pytest.raises(ValueError, match=r"log_linear: no Triton kernel erases; .*backend='auto'"):
-        log_linear(*inputs.values(), backend="triton")
+    with pytest.raises(
+        ValueError, match=r"log_linear: no configuration serves K=129, V=20 in float32 .*K ≤ 128"
+    ):
+        log_linear(*draw(5, "delta", key=129).values(), backend="triton")
     state, token = torch.zeros(2, 4, 9, 12, 20), [x[:, 0] for x in inputs.values()]
     with pytest.raises(ValueError, match=r"log_linear_step: a tensor is torch\.float64"):
         log_linear_step(*token, state.double(), 0, backend="triton")
@@ -368,14 +371,91 @@ def test_a_step_in_triton_erases_too(near):
             near(actual, wanted)
 
 
-def test_kernels_go_on_in_the_middle_of_a_chunk(near):
+def kernels_agree(near, inputs, bound=1e-5, levels=None, length=0):
+    """Outputs and gradients of the kernels in float32 and those of the loop in float64."""
+    found = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs.values()]
+        carried = [] if levels is None else [levels.to(dtype).requires_grad_()]
+        # An empty level's gradient is the loop's alone.
+        held = None if levels is None else carried[0] * (levels != 0)
+        outputs = call(backend, *leaves, levels=held, length=length)
+        torch.manual_seed(1)
+        cotangents = [torch.randn(x.shape).to(x) for x in outputs]
+        found.append([*outputs, *torch.autograd.grad(outputs, [*leaves, *carried], cotangents)])
+    names = ("output", "levels", *(f"gradient of {name}" for name in (*inputs, "levels")))
+    for name, actual, expected in zip(names, *found, strict=False):
+        near(actual, expected, bound, floor=1e-4, name=name)
+
+
+@pytest.mark.parametrize("gate", ["zero", "mild behind hard"])
+@pytest.mark.parametrize("time", [1, 16, 33, 96])
+def test_erasing_kernels_equal_the_loop(near, time, gate):
+    kernels_agree(near, draw(time, "delta", gate, batch=1, heads=2))
+
+
+@pytest.mark.parametrize("levels", [2, 3, 6])
+def test_erasing_kernels_tell_few_levels_apart(near, levels):
+    """Fewer than a chunk has, as many, and one walk's more: the last holds all that is older."""
+    kernels_agree(near, draw(70, "delta", batch=1, heads=2, levels=levels))
+
+
+def test_erasing_kernels_share_keys_among_heads(near):
+    inputs = draw(40, "delta", batch=2, heads=4)
+    inputs |= {name: inputs[name][:, :, :2].clone() for name in ("q", "k")}
+    kernels_agree(near, inputs)
+
+
+@pytest.mark.parametrize("length", [16, 48, 128, 176])
+def test_erasing_kernels_go_on_with_whole_chunks(near, length):
+    """Walks begin in the middle of a block, or with one, or read what came before."""
+    _, levels = call("reference", *draw(length, "delta", batch=1, heads=2).values())
+    kernels_agree(near, draw(50, "delta", batch=1, heads=2), levels=levels, length=length)
+
+
+@pytest.mark.parametrize("chunk", [16, 32, 64])
+def test_erasing_kernels_take_any_chunk_that_the_table_may_hold(near, monkeypatch, chunk):
+    from kernels import delta
+    from kernels.log_linear import triton
+
+    configure = triton.configure
+
+    def of_chunk(operator, kernel, widths, like):
+        row = configure(operator, kernel, widths, like)
+        return replace(row, blocks={**row.blocks, "CHUNK": chunk}) if kernel == "prepare_delta" else row
+
+    monkeypatch.setattr(delta, "configure", of_chunk)
+    monkeypatch.setattr(triton, "configure", of_chunk)
+    kernels_agree(near, draw(75, "delta", "mild behind hard", batch=1, heads=2))
+
+
+def test_erasing_kernels_keep_equal_keys_and_reflections_exact(near):
+    """β = 2 with one key again and again flips the state at each token: each adds to the error, but none multiplies it."""
+    inputs = draw(64, "delta", "zero", batch=1, heads=2)
+    inputs["k"] = inputs["k"][:, :1].expand_as(inputs["k"]).contiguous()
+    inputs["beta"] = torch.full_like(inputs["beta"], 2.0)
+    kernels_agree(near, inputs, 1e-4)
+
+
+def test_erasing_kernels_keep_no_states_for_a_backward_pass():
+    """They are many, one for every walk before every chunk, and made anew where a gradient is asked for."""
+    inputs = [x.requires_grad_() for x in draw(128, "delta", batch=1, heads=1, key=32, value=32).values()]
+    held: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.nbytes) or x, lambda x: x):
+        call("triton", *inputs)
+    # The outputs of three walks are the most of it.
+    assert max(held) <= 3 * 128 * 32 * 4
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_kernels_go_on_in_the_middle_of_a_chunk(near, base):
     """The rest of the chunk is the chunk form's, what follows the kernels', and gradients reach what came before."""
-    inputs = draw(150, batch=1, heads=2, levels=9)
+    inputs = draw(150, base, batch=1, heads=2, levels=9)
     found = []
     for backend in ("reference", "triton"):
         leaves = [x.clone().requires_grad_() for x in inputs.values()]
-        first, levels = log_linear(*(x[:, :70] for x in leaves), backend=backend)
-        rest, last = log_linear(*(x[:, 70:] for x in leaves), None, levels, 70, backend=backend)
+        first, levels = call(backend, *(x[:, :70] for x in leaves))
+        rest, last = call(backend, *(x[:, 70:] for x in leaves), levels=levels, length=70)
         output = torch.cat([first, rest], 1)
         found.append([output, last, *torch.autograd.grad(output.sin().sum() + last.sin().sum(), leaves)])
     for place, (actual, expected) in enumerate(zip(found[1], found[0], strict=True)):

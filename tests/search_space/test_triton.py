@@ -27,6 +27,7 @@ SERVED = {
     "mamba2",
     "mamba3",
     "loglinear",
+    "loglinear[base=gated_delta]",
     "mlstm",
     "gla",
     "hgrn2",
@@ -65,7 +66,15 @@ OPERATORS = {
     for found in iter_modules(kernels.__path__)
     if found.ispkg
 }
-every_word = pytest.mark.parametrize("word", list(VOCABULARY))
+BRANCHES = {
+    str(branch): branch
+    for branch in (
+        *(Branch(word) for word in VOCABULARY),
+        # Other settings that are served by other kernels.
+        Branch("loglinear", (("base", "gated_delta"),)),
+    )
+}
+every_word = pytest.mark.parametrize("word", list(BRANCHES))
 
 
 @pytest.fixture
@@ -90,7 +99,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def build(word: str, shake) -> Mixer:
     torch.manual_seed(3)
-    mixer = build_mixer(Layer((Branch(word),), Branch("none")), FRAME)
+    mixer = build_mixer(Layer((BRANCHES[word],), Branch("none")), FRAME)
     shake(mixer)
     return mixer
 
