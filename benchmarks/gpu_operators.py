@@ -262,7 +262,8 @@ def print_tables(measured: dict[str, Any]) -> None:
             if isinstance(value, dict) and name != "sizes"
         ]
         share = f"  {row['share_of_copy']:.0%} of copy" if "share_of_copy" in row else ""
-        print(f"{row['operator']:<22} {row['shape']:<9} {row['phase']:<21} {' · '.join(cells)}{share}")
+        what = f"{row['operator']}: {row['probe']}"
+        print(f"{what:<42} {row['shape']:<9} {row['phase']:<21} {' · '.join(cells)}{share}")
     for row in measured["training"]:
         print(
             f"{row['task']:<8} {row['layout']:<24} {row['mode']:<28} {row.get('tokens_per_s', row.get('why'))}"

@@ -5,12 +5,12 @@ chunk, W walks.  After arXiv:2406.06484 (the form) and arXiv:2412.06464 (the dec
 `scalar_delta.chunked`.
 
 What chunks need of themselves alone is made for all of them at once: `prepare` leaves the inverse X and the scores
-A_q of each, `gradients` in `kernels.fused_delta_gradient` makes all that follows from the states on both of its sides. Between them `forward` and
-`backward` walk a document's chunks with one head's state, all keys and a tile of the values, and do no more than the
-state asks for. No two programs write in one place, so two runs agree to the bit. Walks and gradients read inverse,
-scores, writes and states from memory where they need them transposed: no accumulator is transposed on its way into
-another product (see the traps of Hopper). Another trap, of chunks of 64 tokens with four warps, is why the tables have
-chunks of 32 at most.
+A_q of each, `gradients` of `kernels.fused_delta_gradient` makes all that follows from the states on both of its sides.
+Between them `forward` and `backward` walk a document's chunks with one head's state, all keys and a tile of the values,
+and do no more than the state asks for. No two programs write in one place, so two runs agree to the bit. Walks and
+gradients read inverse, scores, writes and states from memory where they need them transposed: no accumulator is
+transposed on its way into another product (see the traps of Hopper). Another trap, of chunks of 64 tokens with four
+warps, is why the tables have chunks of 32 at most.
 
 Log-linear attention has several such states a head, each with a walk of its own over the same chunks: where BEFORE is
 given it counts the chunks of the text before the first one, walk w starts anew where a block of 2^(w+1) chunks
