@@ -1,7 +1,7 @@
 """Early stopping replayed on learning curves that are known: hypervolume against compute, and what stopping loses.
 
-`python -m benchmarks.early_stopping [TABLE.csv[:COST,COST] …]`; without a table it makes one of its own. A table is a complete
-record of layouts trained to the end, one a row, with a header:
+`python -m benchmarks.early_stopping [TABLE.csv[:COST,COST] …]`; without a table it takes the one of hybrids, and some that
+it makes up. A table is a complete record of layouts trained to the end, one a row, with a header:
 
     layout            any text, once a table
     quality@SHARE     the score after this share of the steps, such as quality@0.111; any number of them
@@ -35,7 +35,8 @@ from nas.rungs import Ladder, Rules, Standing
 from storage import pareto
 from storage.records import Axis
 
-SEEDS, WORKERS, MOST_LAYOUTS = 6, 4, 150
+SEEDS, WORKERS, MOST_LAYOUTS = 20, 4, 150
+HYBRIDS = f"{Path(__file__).parent / 'data' / 'hybrids.csv'}:latency_ms,kv_bytes"
 COMPUTE = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """Shares of the compute that training everything to the end takes."""
 
@@ -295,9 +296,8 @@ def main(arguments: Sequence[str] = ()) -> None:
     given = parser.parse_args(arguments)
     settings = {"keep": given.keep, "chance": given.chance, "trust": given.trust}
     measured: dict[str, Any] = {"settings": settings, "seeds": SEEDS, "workers": WORKERS, "tables": {}}
-    for table in [read_table(text) for text in given.tables] or [
-        made_table(name, crossing=crossing) for name, crossing in MADE.items()
-    ]:
+    made = [made_table(name, crossing=crossing) for name, crossing in MADE.items()]
+    for table in [read_table(text) for text in given.tables] or [read_table(HYBRIDS), *made]:
         whole = Ladder(
             Rules(rungs=len(table.shares) - 1, seed=0, **settings),
             table.axes,
@@ -315,6 +315,7 @@ def main(arguments: Sequence[str] = ()) -> None:
                 for rung in range(len(table.shares) - 1)
             ],
             "promised_risk": Rules.risk,
+            "promised_loss": Rules.loss,
             "methods": measure(table, settings),
         }
     save("early_stopping", measured)

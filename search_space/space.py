@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -86,6 +86,11 @@ class Space:
             for channel in self._channels_of(entry)
             for values in itertools.product(*(options for _, options in entry.free))
         }
+
+    def _usual(self, entry: Entry) -> Layer:
+        """The entry's layer as it is, or with the first channel mixer of the space where its own is not among them."""
+        first, *_ = channels = self._channels_of(entry)
+        return entry.layer if first is None or SWIGLU in channels else replace(entry.layer, channel=first)
 
     def _channels_of(self, entry: Entry) -> tuple[Branch | None, ...]:
         # An entry that names its own channel mixer keeps it.
@@ -302,7 +307,8 @@ class Space:
 
     def uniform(self) -> list[Layout]:
         """One pattern an entry, all of that entry, with the sizes that the frame itself would choose."""
-        made = (plain(Layout((entry.layer,) * self.layers), self.frame) for entry in self.entries)
+        layers = (self._usual(entry) for entry in self.entries)
+        made = (plain(Layout((layer,) * self.layers), self.frame) for layer in layers)
         return [layout for layout in dict.fromkeys(made) if self.why_not(layout) is None]
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from benchmarks import early_stopping, layout_table, search_problems
+from benchmarks import early_stopping, layout_table, search_problems, table_facts
 from search_space.vocabulary import read
 from storage.store import Store
 
@@ -66,3 +68,37 @@ def test_a_study_of_a_whole_space_becomes_a_table(
     assert curves.shares == (0.5, 1.0) and curves.costs == ("kv_bytes",) and curves.values.shape == (4, 2, 2)
     with pytest.raises(ValueError, match="has no cost watts: it has latency_ms, kv_bytes, params"):
         early_stopping.read_table(f"{output}:watts")
+
+
+def test_the_table_of_hybrids_is_whole() -> None:
+    """Every pattern of four layers over six mixers, once, with scores on the way that a rung could have seen."""
+    problem = search_problems.problem_of("hybrids")
+    assert problem.size == 6**4
+    curves = early_stopping.read_table(early_stopping.HYBRIDS)
+    assert curves.values.shape == (6**4, 3, 3) and curves.shares == (0.11, 0.33, 1.0)
+    assert (curves.values[:, :, 0] >= 0).all() and (curves.values[:, :, 0] <= 1).all()
+    # Costs are the pattern's own: latency adds up over layers, so that an exchange of two changes nothing.
+    table = pd.read_csv(table_facts.TABLE)
+    sorted_layers = table["layout"].map(lambda text: " ".join(sorted(map(str, read(text).layers))))
+    for cost in ("latency_ms", "kv_bytes", "params"):
+        spread = table.groupby(sorted_layers)[cost].agg(["min", "max"])
+        assert np.allclose(spread["min"], spread["max"], rtol=1e-5)
+
+
+def test_what_a_table_says_is_what_its_rows_say() -> None:
+    layouts = ["2*full/none", "full/none shortconv/none", "shortconv/none full/none", "2*shortconv/none"]
+    table = pd.DataFrame(
+        {
+            "layout": layouts,
+            "quality@0.3": [0.1, 0.1, 0.1, 0.0],
+            "quality": [0.9, 0.7, 0.3, 0.1],
+            "latency_ms": [4.0, 3.0, 3.0, 2.0],
+            "kv_bytes": [2, 1, 1, 0],
+        }
+    )
+    assert table_facts.by_place(table) == {"quality": {"full": [0.8, 0.6], "shortconv": [0.2, 0.4]}}
+    assert [row["layout"] for row in table_facts.front(table)] == [layouts[0], layouts[1], layouts[3]]
+    again = table[:3].assign(quality=[0.5, 0.6, 0.4])
+    told = table_facts.agreement(table, again)
+    assert told["layouts"] == 3 and told["quality"]["mean_difference"] == pytest.approx(0.2)
+    assert told["quality"]["kendall_tau"] == pytest.approx(1 / 3, abs=1e-3)

@@ -614,3 +614,10 @@ def test_what_is_no_rule_is_named(text: str, says: str) -> None:
 def test_uniform_patterns_are_one_for_each_entry() -> None:
     space = space_of(["full", "kda", "window[size=512]|mamba2"], 4, constraints=["delta<=2"])
     assert [str(layout) for layout in space.uniform()] == ["4*full", "4*window[size=512]|mamba2"]
+
+
+def test_uniform_patterns_have_a_channel_mixer_of_the_space() -> None:
+    """The usual one if it is allowed; what a layer names itself stays."""
+    for channels, first in ((["none", "relu2"], "/none"), (["none", "swiglu"], "")):
+        space = space_of(["full", "kda/geglu"], 2, channels=channels)
+        assert [str(layout) for layout in space.uniform()] == [f"2*full{first}", "2*kda/geglu"]
