@@ -172,7 +172,8 @@ def _sqlite_engine(place: Place, *, read_only: bool) -> Engine:
     @event.listens_for(engine, "connect")
     def set_rules(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA synchronous = FULL")
+        if not read_only:  # it reads the file, which a reader may have to mend before (`_mend_if_torn`)
+            connection.execute("PRAGMA synchronous = FULL")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

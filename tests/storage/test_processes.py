@@ -245,7 +245,10 @@ def test_two_processes_may_make_the_tables_at_once(shared_url: str, child) -> No
     assert [other.line() for other in others] == ["made"] * 3
 
 
-def test_a_commit_torn_by_a_kill_is_rolled_back_even_for_a_reader(tmp_path: Path, build, child) -> None:
+@pytest.mark.parametrize("opened_anew", [False, True])
+def test_a_commit_torn_by_a_kill_is_rolled_back_even_for_a_reader(
+    tmp_path: Path, build, child, opened_anew: bool
+) -> None:
     path = tmp_path / "nas.db"
     study = make(f"sqlite:///{path}", build, trials=1)
     with Store.open(f"sqlite:///{path}", read_only=True) as reader:
@@ -255,6 +258,9 @@ def test_a_commit_torn_by_a_kill_is_rolled_back_even_for_a_reader(tmp_path: Path
         os.kill(other.process.pid, signal.SIGKILL)
         other.process.wait()
         assert Path(f"{path}-journal").stat().st_size > 0
+        if opened_anew:
+            with Store.open(f"sqlite:///{path}", read_only=True) as other_reader:
+                assert (other_reader.trials(study), other_reader.events()) == before
         assert (reader.trials(study), reader.events()) == before
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
