@@ -16,7 +16,7 @@ from nas.plan import make_budget, proxy_frame
 from nas.workers.pool import run_job
 from search_space.vocabulary import read, shrink_layout
 from storage.errors import StorageError
-from storage.store import Store
+from storage.upkeep import status
 from trainers.evaluate import Job
 from trainers.measure import device_name
 from trainers.outcome import Measured
@@ -106,10 +106,13 @@ def _kernels() -> tuple[bool, str]:
 
 def _storage(url: str) -> tuple[bool, str]:
     try:
-        with Store.open(url, read_only=True) as store:
-            return True, f"{store.shown_url} holds {len(store.studies())} studies"
+        found = status(url)
     except StorageError as error:
         return True, f"not there yet, or not readable: {error}"
+    said = f"{found.storage} holds {len(found.studies)} studies"
+    if found.to_do:
+        return False, f"{said} in schema {found.version}, which is read but not written: {found.to_do}"
+    return True, said
 
 
 def _trial() -> tuple[bool, str]:

@@ -10,7 +10,7 @@ from nas.plan import Plan
 from search_space.cost import at_depth, cache_bytes, frames_of, layer_cost, layout_cost
 from search_space.frame import Frame
 from search_space.layout import Layer, Layout
-from storage.errors import StorageError
+from storage.errors import Outdated, StorageError
 from storage.records import LatencyRecord
 from storage.store import Store
 from trainers.measure import Latency, Phase, device_name, frame_text, measure_layer, measure_network
@@ -105,10 +105,21 @@ def open_machine_table(path: str | None, warn: Callable[[str], None]) -> Store |
     place = Path(path).expanduser()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        return Store.open(f"sqlite:///{place}")
+        return _open_current(f"sqlite:///{place}")
     except (OSError, StorageError) as error:
         warn(f"the machine's latency table {place} cannot be used, every latency is measured anew: {error}")
         return None
+
+
+def _open_current(url: str) -> Store:
+    """A table of ours that nobody asked for is brought up to date without asking anybody."""
+    try:
+        return Store.open(url)
+    except Outdated:
+        from storage.upkeep import upgrade  # takes half a second to import, for once in the life of a table
+
+        upgrade(url, copy=False)
+        return Store.open(url)
 
 
 @dataclass(frozen=True, kw_only=True)

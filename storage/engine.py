@@ -48,7 +48,7 @@ class Database:
             )
             self._writer = engine
         else:
-            self._reader, self._writer = engine, engine.execution_options(begin="BEGIN IMMEDIATE")
+            self._reader, self._writer = engine, engine.execution_options(begin=("BEGIN IMMEDIATE",))
         # A memory database is one connection for all threads, so its transactions take turns.
         self._turn: AbstractContextManager[Any] = (
             threading.Lock() if place.kind == "memory" else nullcontext()
@@ -75,6 +75,21 @@ class Database:
                 yield connection
 
     @contextmanager
+    def altering(self) -> Iterator[Connection]:
+        """As `writing`, for changes of tables: the caller checks references in SQLite at the end.
+
+        SQLite alters a table by making another in its place, and would follow references when it drops the first;
+        it can be told not to only outside of a transaction.
+        """
+        engine = self._writer
+        if self.place.kind != "server":
+            engine = engine.execution_options(begin=("PRAGMA foreign_keys = OFF", "BEGIN IMMEDIATE"))
+        with self._named_errors(), self._connected(engine, None) as connection:
+            connection.detach()  # nobody shall write without checked references afterwards
+            with connection.begin():
+                yield connection
+
+    @contextmanager
     def session_of_its_own(self) -> Iterator[Connection]:
         """A server connection outside the pool and outside any transaction, for a lock that lives as long as it."""
         with self._named_errors(), self._connected(self._engine, None) as connection:
@@ -86,7 +101,7 @@ class Database:
         """Turns a SQLite file to a rollback journal: before 3.51.3 a write-ahead log can lose data with two writers."""
         with (
             self._named_errors(),
-            self._connected(self._engine.execution_options(begin=""), None) as connection,
+            self._connected(self._engine.execution_options(begin=()), None) as connection,
         ):
             connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
 
@@ -137,7 +152,7 @@ class Database:
                 raise
         assert self.place.path is not None
         try:
-            mender = sqlite3.connect(_sqlite_uri(self.place.path, "rw"), uri=True, timeout=BUSY_TIMEOUT_S)
+            mender = sqlite3.connect(sqlite_uri(self.place.path, "rw"), uri=True, timeout=BUSY_TIMEOUT_S)
             try:
                 mender.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
             finally:
@@ -150,13 +165,14 @@ class Database:
         connection.execute(probe)
 
 
-def _sqlite_uri(path: Path, mode: str) -> str:
+def sqlite_uri(path: Path, mode: str) -> str:
+    """A file's name and how it is opened (ro, rw, rwc), as SQLite reads it."""
     return f"file:{quote(str(path))}?mode={mode}"
 
 
 def _sqlite_engine(place: Place, *, read_only: bool) -> Engine:
     def connect() -> sqlite3.Connection:
-        target = ":memory:" if place.path is None else _sqlite_uri(place.path, "ro" if read_only else "rwc")
+        target = ":memory:" if place.path is None else sqlite_uri(place.path, "ro" if read_only else "rwc")
         # No isolation level: the driver begins nothing by itself, the hook below does.
         return sqlite3.connect(
             target, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
@@ -178,8 +194,7 @@ def _sqlite_engine(place: Place, *, read_only: bool) -> Engine:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         # A writer takes its lock at once: one that began by reading could not wait for another writer, only fail.
-        statement = connection.get_execution_options().get("begin", "BEGIN")
-        if statement:
+        for statement in connection.get_execution_options().get("begin", ("BEGIN",)):
             connection.exec_driver_sql(statement)
 
     return engine

@@ -21,6 +21,10 @@ class ConnectionLost(StorageError):
     """The server went away in the middle of a transaction: whether it was committed must be asked."""
 
 
+class Outdated(StorageError):
+    """The tables are of an older version, which is read but not written: `storage.upkeep` brings them up to date."""
+
+
 class Taken(StorageError):
     """A row with this key is already there."""
 

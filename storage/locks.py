@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -33,6 +33,41 @@ def writer_lock(database: Database, study: StudyRecord) -> Iterator[None]:
         yield  # nobody else can see a memory database
 
 
+def keep_writers_out(
+    database: Database, connection: Connection, studies: Sequence[StudyRecord], held: ExitStack
+) -> None:
+    """Takes the place of every study's writer, until the stack and the transaction end. StorageError where one writes."""
+    for study in studies:
+        if database.place.path is not None:
+            held.enter_context(_file_lock(database.place.path, study))
+        elif database.place.kind == "server":
+            take = text("SELECT pg_try_advisory_xact_lock(:space, :study)")
+            keys = {"space": ADVISORY_SPACE, "study": study.id}
+            if not connection.execute(take, keys).scalar_one():
+                raise _taken(study, _server_holder(connection, study) or "")
+
+
+def writer_of(database: Database, connection: Connection, study: StudyRecord) -> str | None:
+    """Who writes the study at this moment, as far as it can be told; None where nobody does."""
+    if database.place.kind == "server":
+        return _server_holder(connection, study)
+    return None if database.place.path is None else _file_holder(_lock_path(database.place.path, study))
+
+
+def _file_holder(path: Path) -> str | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None  # a writer that ended in order took the file away
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 200, 0).decode("utf-8", "replace")
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _taken(study: StudyRecord, holder: str) -> StorageError:
     known = f" ({holder})" if holder else ""
     return StorageError(
@@ -42,7 +77,7 @@ def _taken(study: StudyRecord, holder: str) -> StorageError:
 
 @contextmanager
 def _file_lock(database_path: Path, study: StudyRecord) -> Iterator[None]:
-    path = database_path.with_name(f"{database_path.name}.study{study.id}.lock")
+    path = _lock_path(database_path, study)
     descriptor = _locked_file(path, study)
     try:
         os.ftruncate(descriptor, 0)
@@ -52,6 +87,10 @@ def _file_lock(database_path: Path, study: StudyRecord) -> Iterator[None]:
         # Removed while still locked: whoever opened it meanwhile sees that the name is gone and opens a new one.
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _lock_path(database_path: Path, study: StudyRecord) -> Path:
+    return database_path.with_name(f"{database_path.name}.study{study.id}.lock")
 
 
 def _locked_file(path: Path, study: StudyRecord) -> int:
@@ -141,12 +180,17 @@ def _take(session: Connection, study: StudyRecord) -> None:
     session.execute(text("SELECT set_config('application_name', :name, false)"), {"name": name})
     if session.execute(text("SELECT pg_try_advisory_lock(:space, :study)"), keys).scalar_one():
         return
-    holder = session.execute(
+    raise _taken(study, _server_holder(session, study) or "")
+
+
+def _server_holder(connection: Connection, study: StudyRecord) -> str | None:
+    """The name that the study's writer gave its session; None where the lock is free."""
+    holder: str | None = connection.execute(
         text(
             "SELECT activity.application_name FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid)"
             " WHERE locks.locktype = 'advisory' AND locks.granted AND locks.classid = :space AND locks.objid = :study"
             " AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         ),
-        keys,
+        {"space": ADVISORY_SPACE, "study": study.id},
     ).scalar()
-    raise _taken(study, str(holder or "").removeprefix("nas writer, "))
+    return None if holder is None else holder.removeprefix("nas writer, ")

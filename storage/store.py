@@ -41,7 +41,8 @@ class Store:
     def open(cls, url: str, *, read_only: bool = False) -> Self:
         """Opens sqlite:///file.db, sqlite:// (memory) or postgresql://…; StorageError if that cannot be used.
 
-        A writer makes the tables where there are none; a reader never makes or changes anything.
+        A writer makes the tables where there are none, and is refused where they are older: Outdated says what to do.
+        A reader never makes or changes anything, and reads older versions as they are.
         """
         database = Database(place_of(url), read_only=read_only)
         try:
@@ -108,6 +109,8 @@ class Store:
     def writer(self, study: StudyRecord) -> Iterator[None]:
         """Holds the place of the study's one writer process. StorageError where another process has it."""
         with writer_lock(self._database, study):
+            # An upgrade keeps writers out, but not a process that has opened the database and not begun to write.
+            schema.require_newest(self._database)
             yield
 
     # Trials

@@ -23,7 +23,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from storage.records import STATES
 
 SCHEMA_VERSION = 2
-"""1: without repeats. Rows of the versions before stand as they are."""
+"""Rises with every change of the tables below, together with a step in `storage.migrations` and a database of the
+version before among the tests' data. 1: without repeats."""
 
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 """A row whose columns are read by name."""

@@ -9,6 +9,7 @@ import typer
 from nas.cli import (
     cost,
     dashboard,
+    db,
     doctor,
     evaluate,
     explain,
@@ -55,6 +56,10 @@ for module in (
     tune,
 ):
     app.command(module.NAME)(module.command)
+group = typer.Typer(name=db.NAME, help=db.HELP, no_args_is_help=True, rich_markup_mode=None)
+for name, command in db.COMMANDS.items():
+    group.command(name)(command)
+app.add_typer(group)
 
 
 @app.callback()

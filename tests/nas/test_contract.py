@@ -415,8 +415,11 @@ def test_every_command_and_option_has_help() -> None:
     commands = getattr(group, "commands")  # noqa: B009
     assert set(commands) == {
         "search", "front", "trials", "show", "explain", "cost", "measure", "evaluate", "mixers", "space", "report",
-        "dashboard", "doctor", "warm", "tune",
+        "dashboard", "db", "doctor", "warm", "tune",
     }  # fmt: skip
+    below = commands["db"].commands
+    assert set(below) == {"status", "upgrade"}
+    commands = commands | {f"db {name}": command for name, command in below.items()}
     bare = [
         f"{name} {parameter.name}"
         for name, command in commands.items()

@@ -1,6 +1,8 @@
 """Prices: exact costs by name, and latencies that are measured once for a machine and then looked up."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,3 +143,16 @@ def test_a_prompt_is_bounded_unless_it_is_asked_for() -> None:
     assert prefill_frame(long).context == prices.PREFILL_TOKENS < 131072
     assert prefill_frame(FRAME).context == 64
     assert prefill_frame(long, 9000).context == 9000
+
+
+def test_a_machine_table_of_an_older_release_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "latency.db"
+    dump = Path(__file__).parents[1] / "storage" / "data" / "version_1.sql"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(dump.read_text())
+    said: list[str] = []
+    table = open_machine_table(str(path), said.append)
+    assert table is not None and said == []
+    with closing(table):
+        assert len(table.latencies()) == 12
+    assert [found.name for found in tmp_path.iterdir()] == ["latency.db"]  # nobody needs a copy of a cache

@@ -8,7 +8,6 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -267,36 +266,6 @@ def test_another_schema_is_refused_and_left_alone(shared_url: str, build, versio
     database.close()
     with Store.open(shared_url) as store:
         assert store.studies() == [study]
-
-
-@pytest.fixture
-def version_1(tmp_path: Path) -> str:
-    """A database as the release before repeats left it: one study of four trials."""
-    dump = Path(__file__).with_name("data") / "version_1.sql"
-    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
-        connection.executescript(dump.read_text())
-    return f"sqlite:///{tmp_path}/old.db"
-
-
-def test_an_older_database_is_read_as_it_is_and_brought_up_to_date_by_a_writer(version_1: str, build) -> None:
-    with Store.open(version_1, read_only=True) as reader:
-        study = reader.study("old")
-        assert study is not None
-        before = reader.trials(study)
-        assert [trial.state for trial in before] == ["done"] * 4
-        assert all(trial.repeats == () and trial.results for trial in before)
-        assert reader.find_result("trained by nobody") is None
-        assert reader.trial(study, 0) == before[0]
-        with closing(sqlite3.connect(version_1.removeprefix("sqlite:///"))) as connection:
-            assert connection.execute("SELECT version FROM nas_schema").fetchall() == [(1,)]
-        with Store.open(version_1) as writer:
-            assert writer.trials(study) == before
-            again = replace(build.result, seed=7)
-            assert writer.add_repeat(study, 2, "evaluation", again)
-        # A page that has been open since before sees what is new.
-        assert reader.trials(study)[2].repeats == (again,)
-        assert reader.trials(study)[:2] == before[:2]
-        assert reader.find_result("evaluation") == again
 
 
 def test_a_stranger_beside_us_keeps_its_tables(tmp_path: Path, build) -> None:

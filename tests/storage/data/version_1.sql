@@ -1,3 +1,5 @@
+-- A database of version 1.
+-- Made by a search of the release that had no repeats yet: four trials of two steps.
 BEGIN TRANSACTION;
 CREATE TABLE nas_events (
 	seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, 
