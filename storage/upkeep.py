@@ -100,4 +100,7 @@ def lost_references(connection: Connection) -> list[str]:
 def _refuse_lost_references(connection: Connection, shown_url: str) -> None:
     lost = lost_references(connection)
     if lost:
-        raise StorageError(f"{shown_url} is damaged, so nothing was changed: {lost[0]}\nrestore a copy")
+        raise StorageError(
+            f"{shown_url} is damaged, so nothing was changed: {lost[0]}\n"
+            f"nas db check shows all of it; restore a copy"
+        )

@@ -1,4 +1,4 @@
-"""`nas db`: how a database stands, and bringing it up to date."""
+"""`nas db`: how a database stands, bringing it up to date, and whether it is sound."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from storage.upkeep import Status
 
 NAME = "db"
-HELP = "Look after a database: its version, an upgrade."
+HELP = "Look after a database: its version, an upgrade, a check."
 
 
 def status(storage: StorageOption = None, json: JsonOption = False) -> int:
@@ -79,4 +79,47 @@ def upgrade(
     return 0
 
 
-COMMANDS: Mapping[str, Callable[..., int]] = {"status": status, "upgrade": upgrade}
+def check(storage: StorageOption = None, json: JsonOption = False) -> int:
+    """Look for damage: the file, its tables, and what must hold among trials, results and layouts."""
+    from nas.cli.output import print_json, say
+    from nas.errors import EXIT_STORAGE
+    from nas.open_study import storage_url
+    from storage.check import check as look
+
+    found = look(storage_url(storage), _key_and_text)
+    if json:
+        print_json(
+            {
+                "storage": found.storage,
+                "version": found.version,
+                "newest": found.newest,
+                "whole": found.whole,
+                "findings": [{"check": one.check, "said": one.said} for one in found.findings],
+            }
+        )
+    else:
+        for one in found.findings:
+            print(f"{one.check:<10} {one.said}")
+        if not found.findings:
+            print(f"{found.storage} is sound")
+    if not found.whole:
+        say("nothing else was looked at: it is read through what was found")
+    if found.version < found.newest:
+        say(
+            f"schema {found.version} is older than {found.newest}: its tables were not compared, its rows were"
+        )
+    return EXIT_STORAGE if found.findings else 0
+
+
+def _key_and_text(layers: list[Any]) -> tuple[str, str]:
+    """What a layout's stored layers say of its key and text; ValueError where they are no layout."""
+    from search_space.layout import from_json
+
+    try:
+        layout = from_json(layers)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its layers are not those of a layout ({type(error).__name__}: {error})") from None
+    return layout.key, layout.text
+
+
+COMMANDS: Mapping[str, Callable[..., int]] = {"status": status, "upgrade": upgrade, "check": check}

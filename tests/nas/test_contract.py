@@ -418,7 +418,7 @@ def test_every_command_and_option_has_help() -> None:
         "dashboard", "db", "doctor", "warm", "tune",
     }  # fmt: skip
     below = commands["db"].commands
-    assert set(below) == {"status", "upgrade"}
+    assert set(below) == {"status", "upgrade", "check"}
     commands = commands | {f"db {name}": command for name, command in below.items()}
     bare = [
         f"{name} {parameter.name}"

@@ -73,7 +73,52 @@ def test_upgrade_says_from_where_to_where_and_where_the_copy_is(run: Run, load: 
     assert sorted(one.name for one in path.parent.iterdir()) == ["kept.db", "kept.db.version-1.bak"]
 
 
-@pytest.mark.parametrize("command", ["status", "upgrade"])
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))
+def test_check_of_a_kept_database_is_clean(run: Run, load: Callable[[int], str], version: int) -> None:
+    url = load(version)
+    said = run("db", "check", "--storage", url)
+    assert (said.code, said.out) == (0, f"{url} is sound\n")
+    assert ("its tables were not compared" in said.err) is (version < SCHEMA_VERSION)
+    found = run("db", "check", "--storage", url, "--json").json
+    assert found == {
+        "storage": url, "version": version, "newest": SCHEMA_VERSION, "whole": True, "findings": [],
+    }  # fmt: skip
+
+
+def test_check_prints_a_line_a_finding_and_fails(run: Run, load: Callable[[int], str]) -> None:
+    url = load(SCHEMA_VERSION)
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+        connection.execute("DELETE FROM nas_results WHERE trial_id = 3")
+        connection.execute("""UPDATE nas_layouts SET text = '9*full' WHERE text = '2*full'""")
+        connection.execute("""UPDATE nas_layouts SET layers = '[{"mixer": 3}]' WHERE text = '2*window'""")
+        connection.commit()
+    said = run("db", "check", "--storage", url)
+    assert said.code == 3 and said.err == ""
+    lines = said.out.splitlines()
+    assert lines[0] == "results    study 'tiny', trial 2 is done and has no result"
+    assert {line.split()[0] for line in lines} == {"results", "layouts"} and len(lines) == 3
+    assert any("is '9*full', but its layers are '2*full'" in line for line in lines)
+    assert any(
+        "(2*window) cannot be read: its layers are not those of a layout (KeyError" in line for line in lines
+    )
+    found = run("db", "check", "--storage", url, "--json")
+    assert found.code == 3 and [one["check"] for one in found.json["findings"]] == [
+        "results",
+        "layouts",
+        "layouts",
+    ]
+
+
+def test_a_table_that_is_missing_ends_the_check_in_a_line(run: Run, load: Callable[[int], str]) -> None:
+    url = load(SCHEMA_VERSION)
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+        connection.execute("DROP TABLE nas_results")
+    said = run("db", "check", "--storage", url)
+    assert said.code == 3 and said.out == "tables     table nas_results is missing\n"
+    assert "nothing else was looked at" in said.err
+
+
+@pytest.mark.parametrize("command", ["status", "upgrade", "check"])
 @pytest.mark.parametrize(
     ("storage", "said"),
     [
@@ -91,7 +136,7 @@ def test_what_is_no_database_is_refused(refused: Refused, command: str, storage:
 def test_an_empty_file_is_refused_and_stays_empty(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "empty.db"
     path.touch()
-    for command in ("status", "upgrade"):
+    for command in ("status", "upgrade", "check"):
         assert "holds no studies yet" in refused("db", command, "--storage", f"sqlite:///{path}", code=3)
     assert path.read_bytes() == b"" and [found.name for found in tmp_path.iterdir()] == ["empty.db"]
 

@@ -216,7 +216,7 @@ def test_fault_29_newer_schema_is_refused_and_left_alone(
         with closing(sqlite3.connect(file_of(url))) as file:
             file.execute("PRAGMA journal_mode = WAL")
     bytes_before = file_of(url).read_bytes() if is_file else None
-    commands = [["search"], ["trials"], ["front"], ["db", "status"], ["db", "upgrade"]]
+    commands = [["search"], ["trials"], ["front"], ["db", "status"], ["db", "upgrade"], ["db", "check"]]
     for command in commands:
         assert main([*command, "--storage", url]) == 3, command
         said = capsys.readouterr()
