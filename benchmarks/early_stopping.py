@@ -162,8 +162,8 @@ def _at_random(ladder: Ladder) -> list[int]:
 RANK_ONLY: dict[str, Any] = {"protect": False, "chance": 0.0, "trust": -1.0}
 METHODS = {
     "no stopping": Method(rules={}, stops=False),
-    "ours": Method(rules={}, now=Ladder.promotable, late=Ladder.protected),
-    "ours, protected at once": Method(rules={}, now=lambda ladder: ladder.promotable() or ladder.protected()),
+    "ours": Method(rules={}, now=lambda ladder: ladder.promotable() or ladder.protected()),
+    "ours, protected at the end": Method(rules={}, now=Ladder.promotable, late=Ladder.protected),
     "rank only (MOASHA)": Method(rules=RANK_ONLY, now=Ladder.promotable),
     "random": Method(rules=RANK_ONLY, now=_at_random),
 }

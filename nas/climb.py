@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from nas.config import Config, RungsConfig
@@ -122,15 +123,12 @@ class Climb:
         )
 
     def next(self, waiting: Collection[int]) -> int | None:
-        """Who goes on before a new layout is tried; none of those that wait for a worker already."""
-        return self._first(self.ladder.promotable(), waiting)
+        """Who goes on before a new layout is tried; none of those that wait for a worker already.
 
-    def owed(self, waiting: Collection[int]) -> int | None:
-        """Who goes on when there is no new layout: those that may still join the front."""
-        return self._first(self.ladder.protected(), waiting)
-
-    def _first(self, numbers: Iterable[int], waiting: Collection[int]) -> int | None:
-        return next((number for number in numbers if number not in waiting), None)
+        Those that may still join the front do not wait until no layout is left: the sampler learns more from their ends.
+        """
+        going = chain(self.ladder.promotable(), self.ladder.protected())
+        return next((number for number in going if number not in waiting), None)
 
     def expected(self) -> Mapping[int, list[float]]:
         """The objectives at the end that are expected of those that were stopped, or are on their way from a rung."""

@@ -131,7 +131,7 @@ class RungsConfig(Section):
 
     shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.33,)
     """Shares of every task's steps, rising; none: every layout is trained to the end and scored there alone."""
-    keep: float = Field(default=0.15, gt=0, le=1)
+    keep: float = Field(default=0.1, gt=0, le=1)
     """The share of those at a rung that goes on by its rank; 1 stops nobody and records all rungs in one go."""
     chance: float = Field(default=0.1, ge=0.1, le=1)
     """The share that goes on by chance, whatever its rank, so that the rungs can be judged."""

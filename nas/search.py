@@ -3,7 +3,7 @@
 import random
 import signal
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
@@ -114,7 +114,8 @@ class Search:
                 elif self.climb and (number := self.climb.next(waiting)) is not None:
                     self._run_trial(number)
                 elif exhausted or len(self.trials) >= self.plan.config.trials:
-                    if not self._close_up(waiting):
+                    # Whose place on the front is unsure is known when all others have ended.
+                    if self.running or not self.repeats.begin(self.trials):
                         break
                 else:
                     exhausted = not self._open_new(starts)
@@ -128,15 +129,6 @@ class Search:
             else:
                 again = self._settle(*done)
                 waiting += [again] if again is not None else []
-
-    def _close_up(self, waiting: Collection[int]) -> bool:
-        """When no new layout is left to try: those that may still join the front, then further seeds; False if none."""
-        number = self.climb.owed(waiting) if self.climb else None
-        if number is not None:
-            self._run_trial(number)
-            return True
-        # Whose place on the front is unsure is known when all others have ended.
-        return not self.running and self.repeats.begin(self.trials)
 
     def _busy(self) -> int:
         return len(self.running) + len(self.repeats.under_way)
