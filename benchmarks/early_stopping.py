@@ -159,7 +159,7 @@ def _at_random(ladder: Ladder) -> list[int]:
     return lucky
 
 
-RANK_ONLY: dict[str, Any] = {"protect": False, "chance": 0.0, "trust": -1.0}
+RANK_ONLY: dict[str, Any] = {"protect": False, "chance": 0.0, "trust": -1.0, "keep": 1 / 3}
 METHODS = {
     "no stopping": Method(rules={}, stops=False),
     "ours": Method(rules={}, now=lambda ladder: ladder.promotable() or ladder.protected()),

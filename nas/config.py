@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -323,11 +324,13 @@ def of_study(stored: Mapping[str, Any]) -> dict[str, Any]:
 def meaning(config: Config) -> dict[str, Any]:
     """The part of a configuration that may not change while a study lives, as plain JSON.
 
-    Objectives are written in the one way that each has: kv_bytes@128k is kv_bytes@131072. ValueError if one is none.
+    Objectives are written in the one way that each has: kv_bytes@128k is kv_bytes@131072.
     """
     plain = config.model_dump(mode="json")
-    objectives = read_objectives(config.objectives, config.tasks, config.target.frame())
-    plain["objectives"] = [objective.text for objective in objectives]
+    # What is not valid is refused by `check`, after it was said in what a study differs.
+    with suppress(ValueError):
+        objectives = read_objectives(config.objectives, config.tasks, config.target.frame())
+        plain["objectives"] = [objective.text for objective in objectives]
     return {key: value for key, value in plain.items() if key not in RUNNING_KEYS}
 
 
