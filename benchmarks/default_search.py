@@ -3,8 +3,8 @@
 `python -m benchmarks.default_search [--database FILE] [--set KEY=VALUE …]`. `nas search` runs as it is, rungs and all;
 then each peer gets the same configuration with its own name and every layout trained to the end, for as many trials as
 the steps of the first search pay, rounded up. All begin with the same uniform layouts and presets, and train from the
-same seed; a layout that two peers train is trained once, and its steps count for both. With a
-database of one's own it goes on where it stopped.
+same seed; a layout that two peers train is trained once, and its steps count for both. With a database of one's own it goes
+on where it stopped.
 """
 
 import argparse

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 
 from nas.config import Config, RungsConfig
@@ -127,8 +126,11 @@ class Climb:
 
         Those that may still join the front do not wait until no layout is left: the sampler learns more from their ends.
         """
-        going = chain(self.ladder.promotable(), self.ladder.protected())
-        return next((number for number in going if number not in waiting), None)
+        for going in (self.ladder.promotable, self.ladder.protected):
+            for number in going():
+                if number not in waiting:
+                    return number
+        return None
 
     def expected(self) -> Mapping[int, list[float]]:
         """The objectives at the end that are expected of those that were stopped, or are on their way from a rung."""

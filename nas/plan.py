@@ -36,12 +36,17 @@ class Start:
     layout: Layout
     origin: str
 
+    @property
+    def at_once(self) -> bool:
+        """Whether it is tried before all others: the layouts of one kind of layer are."""
+        return self.origin == UNIFORM
+
     def due(self, number: int) -> bool:
         """Whether it is to be trial `number`, counted from 0: uniform layouts at once, presets among the sampler's.
 
         It follows from the number alone, so that a search in parts tries what one in one part does.
         """
-        return self.origin == UNIFORM or number % PRESET_EVERY == 0
+        return self.at_once or number % PRESET_EVERY == 0
 
 
 @dataclass(frozen=True, kw_only=True)

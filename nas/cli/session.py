@@ -21,7 +21,7 @@ from nas.climb import climb_of, ladder_of, rules_of
 from nas.config import Config, differences, hash_of, meaning, of_study, resolve
 from nas.errors import EXIT_INTERRUPTED, EXIT_NOTHING, Refused, reading_input
 from nas.front import finished, front, hypervolume
-from nas.plan import PRESET_EVERY, UNIFORM, Plan, families, make_plan
+from nas.plan import Plan, families, make_plan
 from nas.prices import LatencyBook, open_machine_table
 from nas.repeats import next_repeat
 from nas.samplers.registry import check_sampler, make_sampler
@@ -172,9 +172,10 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
 def _start_words(plan: Plan) -> str:
     """How many trials are which, such as "6 uniform layouts first, then 15 chosen by layout, 3 published among them"."""
     trials = plan.config.trials
-    uniform = min(sum(start.origin == UNIFORM for start in plan.starts), trials)
-    presets = sum(number % PRESET_EVERY == 0 for number in range(uniform, trials))
-    presets = min(presets, sum(start.origin != UNIFORM for start in plan.starts))
+    published = [start for start in plan.starts if not start.at_once]
+    uniform = min(len(plan.starts) - len(published), trials)
+    places = sum(published[0].due(number) for number in range(uniform, trials)) if published else 0
+    presets = min(places, len(published))
     first = f"{uniform} uniform layout{'s' * (uniform != 1)} first"
     if trials == uniform:
         return first
@@ -226,10 +227,11 @@ def _search(
 ) -> Ending:
     config = plan.config
     there = store.counts(study)
+    known = store.trials(study)
     ended = sum(there[state] for state in ("done", "pruned", "unfit", "lost"))
     waiting = there["waiting"] + there["running"]
-    complete = ended >= config.trials and not waiting and not _resting(plan, store, study)
-    if complete and not _to_repeat(plan, store, study):
+    complete = ended >= config.trials and not waiting and not _resting(plan, study, known)
+    if complete and not _to_repeat(plan, study, known):
         say(f"the study has its {config.trials} trials; nothing is left to train")
         return Ending(interrupted=False, exhausted=False, skipped=0)
     with reading_input():
@@ -237,7 +239,7 @@ def _search(
             config.sampler, plan.space, make_aim(plan, study.axes, book, bounds), seed=config.seed
         )
     pool = _make_pool(config)
-    trials, repeats = max(config.trials, ended + waiting), _repeats_left(config, store.trials(study))
+    trials, repeats = max(config.trials, ended + waiting), _repeats_left(config, known)
     try:
         with ProgressWatcher(out, total=trials, done=ended, repeats=repeats) as watcher:
             search = Search(
@@ -256,12 +258,12 @@ def _search(
         pool.stop()
 
 
-def _resting(plan: Plan, store: Store, study: StudyRecord) -> bool:
+def _resting(plan: Plan, study: StudyRecord, trials: Sequence[TrialRecord]) -> bool:
     """Whether somebody rests at a rung who is to go on."""
     rules = rules_of(plan.config.rungs, plan.config.seed)
     if rules is None:
         return False
-    ladder = ladder_of(rules, study.axes, store.trials(study))
+    ladder = ladder_of(rules, study.axes, trials)
     return bool(ladder.promotable() or ladder.protected())
 
 
@@ -269,10 +271,10 @@ def _repeats_left(config: Config, trials: Sequence[TrialRecord]) -> int:
     return max(0, config.most_repeats - sum(len(trial.repeats) for trial in trials))
 
 
-def _to_repeat(plan: Plan, store: Store, study: StudyRecord) -> bool:
+def _to_repeat(plan: Plan, study: StudyRecord, trials: Sequence[TrialRecord]) -> bool:
     """Whether further seeds are to be trained."""
     most = plan.config.most_repeats
-    return most > 0 and next_repeat(store.trials(study), study.axes, most=most) is not None
+    return most > 0 and next_repeat(trials, study.axes, most=most) is not None
 
 
 def _make_pool(config: Config) -> Pool:

@@ -30,7 +30,7 @@ def command(
     from nas.cli.output import console, print_json
     from nas.config import resolve
     from nas.errors import reading_input
-    from nas.plan import PRESET_EVERY, UNIFORM, make_plan
+    from nas.plan import PRESET_EVERY, make_plan
     from search_space.setting import show_value
 
     with reading_input():
@@ -74,8 +74,8 @@ def command(
         line(f"  {entry.name}  {free}")
     for rule in plan.config.space.constraints:
         line(f"  with {rule}")
-    for heading, due in (("tried first", True), (f"tried too, one in {PRESET_EVERY} trials", False)):
-        starts = [start for start in plan.starts if (start.origin == UNIFORM) == due]
+    for heading, first in (("tried first", True), (f"tried too, one in {PRESET_EVERY} trials", False)):
+        starts = [start for start in plan.starts if start.at_once == first]
         if starts:
             line(f"{heading}: " + ", ".join(f"{start.layout} ({start.origin})" for start in starts))
     for text in drawn:
