@@ -21,6 +21,7 @@ from nas.climb import climb_of, ladder_of, rules_of
 from nas.config import Config, differences, hash_of, meaning, of_study, resolve
 from nas.errors import EXIT_INTERRUPTED, EXIT_NOTHING, Refused, reading_input
 from nas.front import finished, front, hypervolume
+from nas.memory import ENDED
 from nas.plan import Plan, families, make_plan
 from nas.prices import LatencyBook, open_machine_table
 from nas.repeats import next_repeat
@@ -228,7 +229,7 @@ def _search(
     config = plan.config
     there = store.counts(study)
     known = store.trials(study)
-    ended = sum(there[state] for state in ("done", "pruned", "unfit", "lost"))
+    ended = sum(there[state] for state in ENDED)
     waiting = there["waiting"] + there["running"]
     complete = ended >= config.trials and not waiting and not _resting(plan, study, known)
     if complete and not _to_repeat(plan, study, known):
@@ -252,6 +253,7 @@ def _search(
                 watcher=watcher,
                 given_bounds=bounds,
                 climb=climb_of(plan, study),
+                isolate=pool.isolate if isinstance(pool, InlinePool) else None,
             )
             return search.run()
     finally:
