@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import select
 
 import nas
+from storage.errors import StorageError
 from storage.records import TrialRecord
 from storage.store import Store
 from storage.tables import TrialRow
@@ -29,6 +30,10 @@ CHANGES: dict[str, Any] = {
     "lease_s": 1.0,
     "objectives": ["quality", "kv_bytes"],  # a latency that is measured differs from process to process
     "tasks": {"mqar": {"steps": 12, "batch": 4, "learning_rates": [0.01]}},
+}
+LONG: dict[str, Any] = {
+    "tasks": {"mqar": {"steps": 900, "batch": 8, "learning_rates": [0.01]}},
+    "trials": 3,
 }
 START = "import sys; from nas.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
@@ -110,21 +115,21 @@ Begin = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def begin(start: Start, config_file: Callable[..., str], shared_url: str) -> Begin:
-    """Begins a search of the shared database, with some of the configuration changed; `code` in place of the command."""
+def begin(start: Start, config_file: Callable[..., str]) -> Begin:
+    """Begins a search of a database, with some of the configuration changed; `code` in place of the command."""
 
     names = (f"{number}.yaml" for number in count())
 
     def call(
+        url: str,
         changes: dict[str, Any] | None = None,
         *,
         code: str = START,
         first: tuple[str, ...] = (),
-        url: str = "",
         environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[str]:
         path = config_file({**CHANGES, **(changes or {})}, next(names))
-        command = ("search", "--config", path, "--storage", url or shared_url, "--json")
+        command = ("search", "--config", path, "--storage", url, "--json")
         return start("-c", code, *first, *command, **(environment or {}))
 
     return call
@@ -165,7 +170,11 @@ def until(found: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def running(url: str) -> list[int]:
-    with Store.open(url, read_only=True) as store:
+    try:
+        store = Store.open(url, read_only=True)
+    except StorageError:  # not made yet
+        return []
+    with store:
         study = store.study("tiny")
         return [] if study is None else [one.number for one in store.trials(study, states=["running"])]
 
@@ -175,8 +184,8 @@ def running(url: str) -> list[int]:
 def test_fault_04_driver_sigkill(begin: Begin, tmp_path: Any, shared_url: str, kills: int) -> None:
     clean = f"sqlite:///{tmp_path}/clean.db"
     trials = {"trials": 3 * kills}
-    ended(begin(trials, url=clean))
-    killed = begin(trials, code=KILLING, first=(str(kills), str(kills)))
+    ended(begin(clean, trials))
+    killed = begin(shared_url, trials, code=KILLING, first=(str(kills), str(kills)))
     ended(killed)
     assert facts(shared_url) == facts(clean)
     assert [trial.state for trial in trials_of(shared_url)] == ["done"] * 3 * kills
@@ -189,12 +198,12 @@ def test_fault_04_driver_sigkill(begin: Begin, tmp_path: Any, shared_url: str, k
 def test_fault_03_a_driver_dies_at_either_side_of_a_commit(
     begin: Begin, shared_url: str, moment: str
 ) -> None:
-    dying = begin(code=DYING, first=(moment,))
+    dying = begin(shared_url, code=DYING, first=(moment,))
     dying.communicate(timeout=120)
     assert dying.returncode == -signal.SIGKILL
     before = trials_of(shared_url)
     assert [trial.state for trial in before] == ["done"] * 2 + ["running" if moment == "before" else "done"]
-    ended(begin())
+    ended(begin(shared_url))
     after = trials_of(shared_url)
     assert [len(trial.results) for trial in after] == [1] * TRIALS
     # What was computed and not committed is computed again; what was committed is not.
@@ -211,10 +220,10 @@ def test_fault_10_a_layout_that_kills_its_process_is_set_aside_and_named(
     (tmp_path / "sitecustomize.py").write_text(POISON)
     poisoned = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     # The first time the search dies with it, since it trains in its own process; afterwards it is careful with it.
-    dying = begin(environment=poisoned)
+    dying = begin(shared_url, environment=poisoned)
     dying.communicate(timeout=120)
     assert dying.returncode == -signal.SIGSEGV
-    ended(begin(environment=poisoned))
+    ended(begin(shared_url, environment=poisoned))
     where = ("--study", "tiny", "--storage", shared_url)
     told = run("trials", *where, "--state", "quarantined", "--json").json
     assert [(row["layout"], row["why"]) for row in told] == [
@@ -224,13 +233,13 @@ def test_fault_10_a_layout_that_kills_its_process_is_set_aside_and_named(
     assert trials_of(shared_url)[number].attempts == 4  # three times in a row, and once with the search
     assert Counter(trial.state for trial in trials_of(shared_url)) == {"done": TRIALS - 1, "quarantined": 1}
     # Another study does not run into it again; who asks for it gets another attempt.
-    ended(begin({"study": "other"}, environment=poisoned))
+    ended(begin(shared_url, {"study": "other"}, environment=poisoned))
     other = run(
         "trials", "--study", "other", "--storage", shared_url, "--state", "quarantined", "--json"
     ).json
     assert [row["why"] for row in other] == [f"as trial {number} of study 'tiny': {told[0]['why']}"]
     assert run("retry", number, *where).err.startswith("1 trial waits for another attempt")
-    ended(begin())
+    ended(begin(shared_url))
     assert {trial.state for trial in trials_of(shared_url)} == {"done"}
     assert "is done: only one that is unfit, lost or quarantined" in refused("retry", number, *where, code=3)
     assert run("retry", "--state", "lost", *where).err == "study 'tiny' has no trial that is lost\n"
@@ -244,21 +253,21 @@ def server_url(server: Any) -> str:
 @pytest.mark.slow
 def test_fault_15_two_drivers_on_a_server_share_a_study(begin: Begin, server_url: str, tmp_path: Any) -> None:
     clean = f"sqlite:///{tmp_path}/clean.db"
-    many = {"trials": 24, "repeats": 3}
-    wanted, _ = ended(begin(many, url=clean))
-    both = [begin(many, url=server_url) for _ in range(2)]
+    many = {"trials": 14, "repeats": 3}
+    wanted, _ = ended(begin(clean, many))
+    both = [begin(server_url, many) for _ in range(2)]
     told = [ended(process) for process in both]
     trials = trials_of(server_url)
-    assert [trial.state for trial in trials] == ["done"] * 24
-    assert [len(trial.results) for trial in trials] == [1] * 24
+    assert [trial.state for trial in trials] == ["done"] * 14
+    assert [len(trial.results) for trial in trials] == [1] * 14
     assert {trial.attempts for trial in trials} == {1}
-    assert len({trial.layout.key for trial in trials}) == 24
+    assert len({trial.layout.key for trial in trials}) == 14
     assert sum(len(trial.repeats) for trial in trials) == 3
     kinds = kinds_of(server_url)
     assert (kinds["late_result_rejected"], kinds["driver_started"], kinds["driver_ended"]) == (0, 2, 2)
     with Store.open(server_url, read_only=True) as store, store._database.reading() as connection:
         shares = Counter(connection.execute(select(TrialRow.driver_id)).scalars())
-    assert len(shares) == 2 and min(shares.values()) >= 3
+    assert len(shares) == 2 and min(shares.values()) >= 2
     # Both say how the study ended, the one front of both, and each followed the other's trials.
     assert told[0][0]["front"] == told[1][0]["front"] and wanted["trials"] == told[0][0]["trials"]
     assert all("elsewhere" in err for _, err in told)
@@ -266,13 +275,12 @@ def test_fault_15_two_drivers_on_a_server_share_a_study(begin: Begin, server_url
 
 @pytest.mark.slow
 def test_fault_07_a_driver_that_stood_still_finds_its_trial_taken_over(begin: Begin, server_url: str) -> None:
-    long = {"tasks": {"mqar": {"steps": 600, "batch": 8, "learning_rates": [0.01]}}, "trials": 3}
-    first = begin(long, url=server_url)
+    first = begin(server_url, LONG)
     until(lambda: bool(running(server_url)))
     os.kill(first.pid, signal.SIGSTOP)
     number = running(server_url)[0]
     try:
-        ended(begin(long, url=server_url))
+        ended(begin(server_url, LONG))
         taken_over = trials_of(server_url)[number]
         assert (taken_over.state, taken_over.attempts) == ("done", 2)
     finally:
@@ -286,11 +294,12 @@ def test_fault_07_a_driver_that_stood_still_finds_its_trial_taken_over(begin: Be
 
 @pytest.mark.slow
 def test_a_driver_takes_over_from_one_that_died_beside_it(begin: Begin, server_url: str) -> None:
-    first = begin(url=server_url)
+    first = begin(server_url, LONG)
     until(lambda: bool(running(server_url)))
-    second = begin(url=server_url)
+    second = begin(server_url, LONG)
     until(lambda: kinds_of(server_url)["driver_started"] == 2)
     first.kill()
     first.wait()
     ended(second)
-    assert [(trial.state, len(trial.results)) for trial in trials_of(server_url)] == [("done", 1)] * TRIALS
+    assert [(trial.state, len(trial.results)) for trial in trials_of(server_url)] == [("done", 1)] * 3
+    assert kinds_of(server_url)["driver_silent"] == 1

@@ -327,7 +327,9 @@ def test_fault_17_a_lock_held_too_long_is_named(file_url: str, monkeypatch: pyte
         assert store.start_trial(study, 0) == 1
 
 
-def test_fault_17_a_row_held_too_long_in_a_server_is_named(server, build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_17_a_row_held_too_long_in_a_server_is_named(
+    server, build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.2)
     url = server.new_database()
     with Store.open(url) as store, psycopg.connect(url) as other:

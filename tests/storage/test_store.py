@@ -109,7 +109,9 @@ def test_a_pruned_trial_keeps_its_result_but_answers_no_other(
     assert store.find_result("evaluation0") is None
 
 
-def test_fault_14_a_doubled_commit_changes_nothing(store: Store, study: StudyRecord, running: int, build) -> None:
+def test_fault_14_a_doubled_commit_changes_nothing(
+    store: Store, study: StudyRecord, running: int, build
+) -> None:
     assert store.finish_trial(study, running, 1, build.result)
     before = store.trial(study, running)
     assert not store.finish_trial(study, running, 1, build.result_of(0.9, rung=1), costs={"params": 0.0})
