@@ -29,7 +29,7 @@ def command(
 
     from dashboards import addresses
     from dashboards.app import create_app
-    from nas.cli.output import say
+    from nas.cli.output import say, say_openly
     from nas.errors import EXIT_USAGE, Refused
     from nas.open_study import open_study, storage_url
     from storage.store import Store
@@ -59,7 +59,7 @@ def command(
     shown = f"[{host}]" if ":" in host else host
     hosts = sorted({shown, "127.0.0.1", "localhost", "[::1]"})
     app = create_app(storage_url(storage), token=secret, allowed_hosts=hosts)
-    say(f"http://{shown}:{taken}/login?token={secret}")
+    say_openly(f"http://{shown}:{taken}/login?token={secret}")
     if study is not None:
         say(f"then http://{shown}:{taken}{addresses.study(study)}")
     say("read-only and live; Ctrl-C stops it")
