@@ -21,6 +21,8 @@ from nas.climb import climb_of, ladder_of, rules_of
 from nas.config import Config, differences, hash_of, meaning, of_study, resolve
 from nas.errors import EXIT_INTERRUPTED, EXIT_NOTHING, Refused, reading_input
 from nas.front import finished, front, hypervolume
+from nas.logged import logged
+from nas.logs import log_path
 from nas.plan import Plan, families, make_plan
 from nas.prices import LatencyBook, open_machine_table
 from nas.repeats import next_repeat
@@ -157,6 +159,7 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
         lines.append(f"goes on  {already} trials are there, {max(0, config.trials - already)} to come")
     else:
         lines.append(f"start    {_start_words(plan)}")
+    lines.append(f"log      {log_path(config.log_file, config.storage, config.study)}")
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     left = config.trials - already
@@ -241,7 +244,10 @@ def _search(
     pool = _make_pool(config)
     trials, repeats = max(config.trials, ended + waiting), _repeats_left(config, known)
     try:
-        with ProgressWatcher(out, total=trials, done=ended, repeats=repeats) as watcher:
+        with (
+            ProgressWatcher(out, total=trials, done=ended, repeats=repeats) as shown,
+            logged(config, store, shown) as watcher,
+        ):
             search = Search(
                 plan=plan,
                 store=store,
@@ -253,7 +259,9 @@ def _search(
                 given_bounds=bounds,
                 climb=climb_of(plan, study),
             )
-            return search.run()
+            ending = search.run()
+            watcher.over(ending)
+            return ending
     finally:
         pool.stop()
 
