@@ -163,10 +163,12 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     left = config.trials - already
-    if left > 0:
+    a_trial = _seconds_a_trial(plan) if left > 0 else None
+    if left > 0 and a_trial is None:
+        say("how long it takes is not known. Ctrl-C stops cleanly; the same command goes on.")
+    elif a_trial is not None:
         seconds = (
-            _seconds_a_trial(plan) * (left + config.most_repeats) / (1 if _inline(config) else config.workers)
-            + OVERHEAD_S
+            a_trial * (left + config.most_repeats) / (1 if _inline(config) else config.workers) + OVERHEAD_S
         )
         about = "at most about" if config.rungs.stop else "about"
         say(f"{about} {quantities.duration(seconds)}. Ctrl-C stops cleanly; the same command goes on.")
@@ -213,10 +215,12 @@ def _bound_words(plan: Plan) -> str:
     return " · ".join(words)
 
 
-def _seconds_a_trial(plan: Plan) -> float:
-    """A guess from a few real training steps of the first and the last layout that will be tried unasked."""
+def _seconds_a_trial(plan: Plan) -> float | None:
+    """A guess from a few real training steps of the first and the last layout that will be tried unasked, if they work."""
     layouts = [start.layout for start in plan.starts] or [plan.space.sample(random.Random(plan.config.seed))]
-    return sum(probe_job(plan.job(layout)) for layout in (layouts[0], layouts[-1])) / 2
+    probed = [probe_job(plan.job(layout)) for layout in (layouts[0], layouts[-1])]
+    known = [seconds for seconds in probed if seconds is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _inline(config: Config) -> bool:
