@@ -23,6 +23,8 @@ from storage.records import (
     TrialRecord,
 )
 from storage.results import result_values
+from storage.summary import Summary, refresh
+from storage.tables import SCHEMA_VERSION
 
 
 class Store:
@@ -72,6 +74,11 @@ class Store:
     def shown_url(self) -> str:
         """The URL without its password, for messages and pages."""
         return self._database.place.shown
+
+    def schema_version(self) -> int:
+        """The version of the tables, which a reader takes as they are."""
+        with self._database.reading() as connection:
+            return schema.version_in(connection, self.shown_url) or SCHEMA_VERSION
 
     # Studies
 
@@ -237,6 +244,10 @@ class Store:
         """How many trials stand in each state, zeros included."""
         with self._database.reading() as connection:
             return trials.count_states(connection, study)
+
+    def summary(self, study: StudyRecord, known: Summary | None = None) -> Summary:
+        """How a study stands in numbers; given what was known before, only what has happened since is read."""
+        return refresh(self._database.reading, study, known, has_repeats=self._has_repeats)
 
     def has_layout(self, study: StudyRecord, key: str) -> int | None:
         """The lowest number of a trial of the study with this layout, whatever became of it."""
