@@ -21,7 +21,7 @@ _VARIABLE = re.compile(r"(?:PASS(?:WORD|WD|PHRASE)?|TOKEN|SECRET|KEY|CREDENTIALS
 _KEY_OF_VALUE = re.compile(rf"(?:^|[_-]|pg){_TELLING}$", re.IGNORECASE)
 
 # Up to the last "@" of the word: a password that was not escaped may hold one too.
-_ADDRESS = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]*://[^\s:/?#@"'<>]*):([^\s"'<>]*)@""")
+_ADDRESS = re.compile(r"""((?:[A-Za-z][A-Za-z0-9+.-]*:/{1,2}|//)[^\s:/?#@"'<>]*):([^\s"'<>]*)@""")
 _QUERY_ITEM = re.compile(r"""([?&;])([^\s=&;?"'<>]+)=([^\s&;"'<>]*)""")
 _ASSIGNMENT = re.compile(
     rf"""(?<![A-Za-z0-9])([A-Za-z0-9_.-]*{_TELLING})(["']?\s*=\s*)("[^"\n]*"|'[^'\n]*'|[^\s&;,"'<>)\]}}]+)""",

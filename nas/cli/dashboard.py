@@ -21,6 +21,8 @@ def command(
     ] = None,
 ) -> int:
     """Serve the dashboard until Ctrl-C."""
+    import logging
+    import os
     import secrets
     import socket
     from contextlib import suppress
@@ -31,7 +33,9 @@ def command(
     from dashboards.app import create_app
     from nas.cli.output import say, say_openly
     from nas.errors import EXIT_USAGE, Refused
+    from nas.logs import RedactedLines
     from nas.open_study import open_study, storage_url
+    from nas.redaction import Redactor
     from storage.store import Store
 
     if study is not None:
@@ -63,7 +67,12 @@ def command(
     if study is not None:
         say(f"then http://{shown}:{taken}{addresses.study(study)}")
     say("read-only and live; Ctrl-C stops it")
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+    lines = logging.StreamHandler()
+    lines.setFormatter(RedactedLines(Redactor.of(os.environ, [storage_url(storage), "--token", secret])))
+    logging.getLogger("uvicorn").addHandler(lines)
+    settings = uvicorn.Config(
+        app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=3
+    )
 
     class Server(uvicorn.Server):
         """Tells open streams to end before it waits for them."""

@@ -2,6 +2,7 @@
 
 import random
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -25,6 +26,7 @@ from nas.logged import logged
 from nas.logs import log_path
 from nas.plan import Plan, families, make_plan
 from nas.prices import LatencyBook, open_machine_table
+from nas.redaction import secrets_in
 from nas.repeats import next_repeat
 from nas.samplers.registry import check_sampler, make_sampler
 from nas.search import Ending, Search
@@ -294,6 +296,11 @@ def _make_pool(config: Config) -> Pool:
         return InlinePool()
     from nas.workers.ray_pool import RayPool
 
+    if config.ray_address is not None and any(secrets_in(argument) for argument in sys.argv):
+        say(
+            "the password on this command line is shown to everybody who may list the cluster's jobs: "
+            "give it in PGPASSWORD, in ~/.pgpass or in --config FILE"
+        )
     return RayPool(config.workers, config.ray_address)
 
 

@@ -1,11 +1,15 @@
 """Secrets never come through: in addresses, beside telling names, in the environment, in nested values."""
 
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nas.cli import session
+from nas.config import Config
 from nas.redaction import MASK, Redactor
 
 CANARY = "canary7f3e"
@@ -99,3 +103,28 @@ def test_any_text_is_cleaned_once_and_for_all(text: str) -> None:
     cleaned = PLAIN.text(text)
     assert PLAIN.text(cleaned) == cleaned
     assert re.sub(r"\W", "", MASK) == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "argument", "warned"),
+    [
+        ("10.0.0.5:6379", f"postgresql://me:{CANARY}@db/nas", True),
+        ("10.0.0.5:6379", f"--storage=postgresql://db/nas?password={CANARY}", True),
+        ("10.0.0.5:6379", "postgresql://me@db/nas", False),
+        (None, f"postgresql://me:{CANARY}@db/nas", False),
+    ],
+)
+def test_a_cluster_that_would_show_the_command_line_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    address: str | None,
+    argument: str,
+    warned: bool,
+) -> None:
+    """Ray keeps the command line of whoever joins a cluster, for all who list its jobs."""
+    pools = SimpleNamespace(RayPool=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "nas.workers.ray_pool", pools)
+    monkeypatch.setattr(sys, "argv", ["nas", "search", argument])
+    session._make_pool(Config(pool="ray", ray_address=address))
+    said = capsys.readouterr().err
+    assert ("PGPASSWORD" in said) == warned and CANARY not in said

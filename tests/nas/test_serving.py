@@ -72,3 +72,30 @@ def test_a_dashboard_of_one_study_begins_there(
     assert re.fullmatch(r"then http://127\.0\.0\.1:\d+/studies/tiny\n", second), second
     process.send_signal(signal.SIGTERM)
     process.wait(60)
+
+
+BROKEN = """
+from dashboards import compose
+def studies_page(store):
+    raise RuntimeError("postgresql://me:canary-7f3e@db/nas and canary-of-the-environment")
+compose.studies_page = studies_page
+"""
+
+
+def test_fault_42_secret_in_a_servers_traceback(
+    start: Callable[..., subprocess.Popen[str]],
+    run: Callable[..., Any],
+    config_file: Callable[..., str],
+    url: str,
+) -> None:
+    run("search", "--config", config_file(), "--storage", url, "--trials", 1)
+    arguments = ("dashboard", "--storage", url, "--port", "0", "--token", TOKEN)
+    process = start("-c", BROKEN + DASHBOARD, *arguments, PGPASSWORD="canary-of-the-environment")
+    assert process.stderr is not None
+    address = process.stderr.readline().partition("/login")[0]
+    status, page = answer(f"{address}/", TOKEN)
+    assert status == 500 and "canary" not in page
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "RuntimeError: postgresql://me:***@db/nas and ***" in err and "Traceback" in err
+    assert "canary-7f3e@" not in err and TOKEN not in err
