@@ -16,7 +16,7 @@ from nas.front import front, hypervolume, values_of
 from nas.plan import Plan, Start
 from nas.prices import LatencyBook, price
 from nas.repeats import Repeats
-from nas.results import records_of
+from nas.results import records_of, refuse_other_data
 from nas.samplers.sampler import Known, Proposal, Sampler
 from nas.watcher import Watcher
 from nas.workers.pool import Pool
@@ -124,7 +124,9 @@ class Search:
             done = self.pool.next_done(POLL_S)
             if done is None:
                 self.watcher.tick(self._busy())
-            elif done[0] in self.repeats.under_way:
+                continue
+            refuse_other_data(done[1], self.plan.data)
+            if done[0] in self.repeats.under_way:
                 self.repeats.settle(*done, self.trials)
             else:
                 again = self._settle(*done)
