@@ -20,17 +20,18 @@ _NAME = re.compile(_TELLING, re.IGNORECASE)
 _VARIABLE = re.compile(r"(?:PASS(?:WORD|WD|PHRASE)?|TOKEN|SECRET|KEY|CREDENTIALS?)(?:_|$)", re.IGNORECASE)
 _KEY_OF_VALUE = re.compile(rf"(?:^|[_-]|pg){_TELLING}$", re.IGNORECASE)
 
+# What they look for is bounded, so that no text, however long, is searched again from each of its letters.
 # Up to the last "@" of the word: a password that was not escaped may hold one too.
-_ADDRESS = re.compile(r"""((?:[A-Za-z][A-Za-z0-9+.-]*:/{1,2}|//)[^\s:/?#@"'<>]*):([^\s"'<>]*)@""")
+_ADDRESS = re.compile(r"""((?:[A-Za-z][A-Za-z0-9+.-]{0,30}:/{1,2}|//)[^\s:/?#@"'<>]*):([^\s"'<>]{0,1024})@""")
 _QUERY_ITEM = re.compile(r"""([?&;])([^\s=&;?"'<>]+)=([^\s&;"'<>]*)""")
 _ASSIGNMENT = re.compile(
-    rf"""(?<![A-Za-z0-9])([A-Za-z0-9_.-]*{_TELLING})(["']?\s*=\s*)("[^"\n]*"|'[^'\n]*'|[^\s&;,"'<>)\]}}]+)""",
+    rf"""(?<![A-Za-z0-9])([A-Za-z0-9_.-]{{0,40}}{_TELLING})(["']?\s*=\s*)("[^"\n]*"|'[^'\n]*'|[^\s&;,"'<>)\]}}]+)""",
     re.IGNORECASE,
 )
 _QUOTED_KEY = re.compile(
-    rf"""(["'][A-Za-z0-9_.-]*{_TELLING}["']\s*:\s*)("[^"\n]*"|'[^'\n]*')""", re.IGNORECASE
+    rf"""(["'][A-Za-z0-9_.-]{{0,40}}{_TELLING}["']\s*:\s*)("[^"\n]*"|'[^'\n]*')""", re.IGNORECASE
 )
-_HEADER = re.compile(r"(\bauthorization\W{1,4}(?:bearer|basic)\s+)[^\s\"',]+", re.IGNORECASE)
+_HEADER = re.compile(r"""(\bauthorization["']?:\W{0,4}(?:bearer|basic)\s+)[^\s"',]+""", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,15 @@ class Redactor:
         """The text with every secret masked, and rather too much of it than too little."""
         for secret in self.secrets:
             text = _pattern(secret).sub(MASK, text) if secret in text else text
-        text = _QUERY_ITEM.sub(_masked_item, text)
-        text = _ADDRESS.sub(rf"\1:{MASK}@", text)
-        text = _ASSIGNMENT.sub(rf"\1\2{MASK}", text)
-        text = _QUOTED_KEY.sub(rf'\1"{MASK}"', text)
-        return _HEADER.sub(rf"\1{MASK}", text)
+        if "=" in text:
+            text = _QUERY_ITEM.sub(_masked_item, text)
+            text = _ASSIGNMENT.sub(rf"\1\2{MASK}", text)
+        if "@" in text:
+            text = _ADDRESS.sub(rf"\1:{MASK}@", text)
+        if ":" in text:
+            text = _QUOTED_KEY.sub(rf'\1"{MASK}"', text)
+            text = _HEADER.sub(rf"\1{MASK}", text)
+        return text
 
     def value(self, value: Any) -> Any:
         """Nested mappings and lists with every text cleaned, and what stands under a telling key masked whole."""

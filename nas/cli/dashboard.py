@@ -1,5 +1,6 @@
-"""`nas dashboard`: the studies of a database in a browser, read-only and live."""
+"""`nas dashboard`: the studies of a database in a browser, read-only and live, and as metrics for Prometheus."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,12 @@ def command(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
     token: Annotated[
         str | None, typer.Option(help="Token that readers need; a new one is made if left out.")
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="File that holds the token, so that no list of processes shows it."
+        ),
     ] = None,
 ) -> int:
     """Serve the dashboard until Ctrl-C."""
@@ -43,6 +50,10 @@ def command(
             pass
     else:
         Store.open(storage_url(storage), read_only=True).close()
+    if token is not None and token_file is not None:
+        raise Refused("--token and --token-file name two tokens: give one of them")
+    if token_file is not None:
+        token = _read_token(token_file)
     if token is not None and len(token) < 8:
         raise Refused("the token is too short: use at least 8 characters, or leave it out and one is made")
     secret = token or secrets.token_urlsafe(24)
@@ -63,7 +74,8 @@ def command(
     shown = f"[{host}]" if ":" in host else host
     hosts = sorted({shown, "127.0.0.1", "localhost", "[::1]"})
     app = create_app(storage_url(storage), token=secret, allowed_hosts=hosts)
-    say_openly(f"http://{shown}:{taken}/login?token={secret}")
+    # Who keeps the token in a file does not want it in a terminal's or a service's log.
+    say_openly(f"http://{shown}:{taken}/login" + (f"?token={secret}" if token_file is None else ""))
     if study is not None:
         say(f"then http://{shown}:{taken}{addresses.study(study)}")
     say("read-only and live; Ctrl-C stops it")
@@ -86,3 +98,18 @@ def command(
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     return 0
+
+
+def _read_token(path: Path) -> str:
+    """The token that a file holds; raises Refused where it holds none, or it is no single line of ASCII."""
+    from nas.errors import Refused
+
+    try:
+        token = path.expanduser().read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise Refused(f"the token file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Refused(f"the token file {path} holds no ASCII text: write the token alone into it") from None
+    if len(token.split()) > 1:
+        raise Refused(f"the token file {path} holds several words: write the token alone into it")
+    return token

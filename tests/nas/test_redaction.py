@@ -98,6 +98,14 @@ def test_a_given_address_is_masked_however_odd_its_password(middle: str, frame: 
     assert CANARY not in known.text(frame.format(secret))
 
 
+@pytest.mark.parametrize(
+    "piece", ["a", "a.", "a_", "//", "x:", "&", "password", "a://", "?a=", "'", "-token="]
+)
+def test_a_long_text_is_no_burden(piece: str) -> None:
+    text = piece * (200_000 // len(piece))
+    assert len(PLAIN.text(f"{text} at a@b")) > 0
+
+
 @given(st.text(max_size=80))
 def test_any_text_is_cleaned_once_and_for_all(text: str) -> None:
     cleaned = PLAIN.text(text)
