@@ -26,6 +26,9 @@ from storage.results import result_values
 from storage.summary import Summary, refresh
 from storage.tables import SCHEMA_VERSION
 
+PORTION = 500
+"""Trials that a reader of a file takes in one transaction."""
+
 
 class Store:
     """Studies, trials, results, latencies and events in one SQLite or PostgreSQL database.
@@ -219,9 +222,14 @@ class Store:
         offset: int = 0,
         limit: int | None = None,
     ) -> list[TrialRecord]:
-        """Trials with their results, by number; a few queries, however many they are."""
+        """Trials with their results, by number; a few queries, however many they are.
+
+        All trials of a file are read in portions, each of one moment: a reader holds up the file's writer meanwhile.
+        """
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"offset is {offset} and limit is {limit}: neither may be negative")
+        if limit is None and not offset and self._database.read_only and self._database.place.kind == "file":
+            return self._in_portions(study, states)
         with self._database.reading() as connection:
             return trials.read_trials(
                 connection,
@@ -294,6 +302,21 @@ class Store:
         """Events in order after a number, of one study or of all: give the last `seq` seen to go on from there."""
         with self._database.reading() as connection:
             return events.read_events(connection, None if study is None else study.id, after, limit)
+
+    def _in_portions(self, study: StudyRecord, states: Collection[State] | None) -> list[TrialRecord]:
+        with self._database.reading() as connection:
+            count = trials.count_numbers(connection, study)
+        found: list[TrialRecord] = []
+        for first in range(0, count, PORTION):
+            with self._database.reading() as connection:
+                found += trials.read_trials(
+                    connection,
+                    study,
+                    states=states,
+                    numbers=range(first, min(first + PORTION, count)),
+                    repeats=self._has_repeats(connection),
+                )
+        return found
 
     def _has_repeats(self, connection: Connection) -> bool:
         """Whether the tables hold repeats; those of an older version do once a writer has opened them."""

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 from storage.events import read_events
 from storage.records import Axis, State, StudyRecord
 from storage.tables import EventRow, RepeatRow, ResultRow, TrialRow, epoch_now
-from storage.trials import count_states
+from storage.trials import count_numbers, count_states
 
 PORTION = 2000
 """Trials or events that are read in one transaction."""
@@ -120,8 +120,7 @@ def _first(reading: Reading, study: StudyRecord, has_repeats: Callable[[Connecti
     with reading() as connection:
         last = _last_event(connection, study)
         last_at = connection.execute(select(EventRow.at).where(EventRow.seq == last)).scalar()
-        highest = select(func.max(TrialRow.number)).where(TrialRow.study_id == study.id)
-        count = (connection.execute(highest).scalar() or 0) + 1
+        count = count_numbers(connection, study)
         first = select(func.min(EventRow.seq)).where(EventRow.study_id == study.id)
         begin = connection.execute(first).scalar() or 0
     events: Counter[str] = Counter()
