@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException as RoutingException
 
-from dashboards import addresses, api, assets, compose, stream
+from dashboards import addresses, api, assets, compose, metrics, stream
 from dashboards.compose import Missing
 from dashboards.door import MISSING_TOKEN, Door, Keeper, login_form, refuse
 from dashboards.pages import DocsPage, MessagePage, render
@@ -33,6 +33,7 @@ def create_app(url: str, *, token: str, allowed_hosts: Sequence[str] = LOOPBACK)
     app.add_middleware(Door, keeper=keeper, allowed_hosts=tuple(allowed_hosts))
     app.include_router(api.router(url))
     app.include_router(stream.router(url, closing))
+    app.include_router(metrics.router(url))
     # A server sets this when it begins to stop; streams then end by themselves, and nothing has to be cancelled.
     app.state.closing = closing
     _add_entrance(app, keeper)
@@ -124,7 +125,7 @@ def _add_pages(app: FastAPI, url: str) -> None:
 
 def _add_refusals(app: FastAPI) -> None:
     def answer(request: Request, status: int, page: MessagePage) -> Response:
-        if request.url.path.startswith(("/api/", "/static/")) or status == 405:
+        if request.url.path.startswith(("/api/", "/static/", metrics.PATH)) or status == 405:
             return JSONResponse({"detail": page.line}, status)
         return HTMLResponse(render(page), status)
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from nas.logs import Level
 from nas.objectives import read_objectives
 from nas.rules import read_rules
 from search_space.entries import words_of
@@ -155,7 +156,8 @@ class Config(Section):
     """Everything that a search needs to know."""
 
     study: Annotated[str, Field(min_length=1, max_length=200)] = "quick"
-    storage: str = "sqlite:///nas.db"
+    storage: str = Field(default="sqlite:///nas.db", repr=False)
+    """Kept out of what is printed of a configuration, as it may hold a password."""
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
     trials: Count = 24
     workers: Count = 2
@@ -176,6 +178,9 @@ class Config(Section):
     need one that all of them see."""
     latency_cache: str | None = "~/.cache/nas/latency.db"
     """Latencies of this machine's devices, shared by all studies; null for none."""
+    log_file: str | None = None
+    """Where the search writes what happens, a JSON object a line; null: beside a SQLite file, or in ~/.cache/nas."""
+    log_level: Level = "info"
     sampler: str = "layout"
     objectives: tuple[str, ...] = ("quality", "latency_ms", "kv_bytes")
     data: str = "stdlib"
@@ -195,7 +200,7 @@ class Config(Section):
 
 RUNNING_KEYS = (
     "study", "storage", "trials", "repeats", "workers", "pool", "ray_address", "gpus", "time_limit_s", "attempts",
-    "lease_s", "checkpoints", "latency_cache",
+    "lease_s", "checkpoints", "latency_cache", "log_file", "log_level",
 )  # fmt: skip
 """What may change when a study goes on: where and how long it runs, not what it means."""
 

@@ -1,9 +1,28 @@
 """What a worker returned, as the records that are stored."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
+from nas.errors import Refused
 from storage.records import ResultRecord
-from trainers.outcome import Measured
+from trainers.outcome import Measured, Outcome
+
+
+def refuse_other_data(outcome: Outcome, data: Mapping[str, Any]) -> None:
+    """Nothing is stored of what was trained on other data than the study's: a worker reads the files by itself.
+
+    Raises:
+        Refused: the hashes differ; the message shows both.
+    """
+    if not isinstance(outcome, Measured) or not data:
+        return
+    read = outcome.details.get("data", {}).get("sha256", data["sha256"])
+    if read != data["sha256"]:
+        raise Refused(
+            f"a worker read other data from {data['source']} than this search: "
+            f"sha256 {data['sha256']} here, {read} there\n"
+            "put the data back as it was, or give the new data another --study name"
+        )
 
 
 def records_of(outcome: Measured, stored: Collection[int], seed: int) -> list[ResultRecord]:

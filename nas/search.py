@@ -15,7 +15,7 @@ from nas.others import Others
 from nas.plan import Plan, Start
 from nas.prices import LatencyBook, price
 from nas.repeats import Repeats
-from nas.results import records_of
+from nas.results import records_of, refuse_other_data
 from nas.samplers.sampler import Known, Proposal, Sampler
 from nas.stopping import Stopped, Stopping
 from nas.watcher import Watcher
@@ -126,7 +126,9 @@ class Search:
             done = self.pool.next_done(POLL_S)
             if done is None:
                 self.watcher.tick(self._busy())
-            elif done[0] in self.repeats.under_way:
+                continue
+            refuse_other_data(done[1], self.plan.data)
+            if done[0] in self.repeats.under_way:
                 self.repeats.settle(*done, self.memory.trials)
             else:
                 self._settle(*done)

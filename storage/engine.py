@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -49,10 +50,12 @@ class Database:
             self._writer = engine
         else:
             self._reader, self._writer = engine, engine.execution_options(begin=("BEGIN IMMEDIATE",))
-        # A memory database is one connection for all threads, so its transactions take turns.
-        self._turn: AbstractContextManager[Any] = (
-            threading.Lock() if place.kind == "memory" else nullcontext()
-        )
+        self._turn: AbstractContextManager[Any] = nullcontext()
+        if place.kind == "memory":
+            # One connection for all threads, so its transactions take turns.
+            self._turn = threading.Lock()
+        elif place.path is not None and read_only:
+            self._turn = readers_turn(place.path)
 
     @contextmanager
     def reading(self, *, patience_s: float | None = None) -> Iterator[Connection]:
@@ -163,6 +166,16 @@ class Database:
                 f" ({error}); run once as a user who may write the file"
             ) from None
         connection.execute(probe)
+
+
+@cache
+def readers_turn(_path: Path) -> AbstractContextManager[Any]:
+    """What the reading threads of this process take turns by, at one file.
+
+    SQLite lets a thread in at once where another one of its process reads already, past a writer that waits for all
+    readers to leave: two threads that always overlap would keep the writer out for ever.
+    """
+    return threading.RLock()
 
 
 def sqlite_uri(path: Path, mode: str) -> str:

@@ -24,6 +24,11 @@ from storage.records import (
     TrialRecord,
 )
 from storage.results import result_values
+from storage.summary import Summary, refresh
+from storage.tables import SCHEMA_VERSION
+
+PORTION = 500
+"""Trials that a reader of a file takes in one transaction."""
 
 
 class Store:
@@ -73,6 +78,11 @@ class Store:
     def shown_url(self) -> str:
         """The URL without its password, for messages and pages."""
         return self._database.place.shown
+
+    def schema_version(self) -> int:
+        """The version of the tables, which a reader takes as they are."""
+        with self._database.reading() as connection:
+            return schema.version_in(connection, self.shown_url) or SCHEMA_VERSION
 
     # Studies
 
@@ -300,9 +310,14 @@ class Store:
         offset: int = 0,
         limit: int | None = None,
     ) -> list[TrialRecord]:
-        """Trials with their results, by number; a few queries, however many they are."""
+        """Trials with their results, by number; a few queries, however many they are.
+
+        All trials of a file are read in portions, each of one moment: a reader holds up the file's writer meanwhile.
+        """
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"offset is {offset} and limit is {limit}: neither may be negative")
+        if limit is None and not offset and self._database.read_only and self._database.place.kind == "file":
+            return self._in_portions(study, states)
         with self._database.reading() as connection:
             return trials.read_trials(
                 connection,
@@ -325,6 +340,10 @@ class Store:
         """How many trials stand in each state, zeros included."""
         with self._database.reading() as connection:
             return trials.count_states(connection, study)
+
+    def summary(self, study: StudyRecord, known: Summary | None = None) -> Summary:
+        """How a study stands in numbers; given what was known before, only what has happened since is read."""
+        return refresh(self._database.reading, study, known, has_repeats=self._has_repeats)
 
     def has_layout(self, study: StudyRecord, key: str) -> int | None:
         """The lowest number of a trial of the study with this layout, whatever became of it."""
@@ -371,6 +390,21 @@ class Store:
         """Events in order after a number, of one study or of all: give the last `seq` seen to go on from there."""
         with self._database.reading() as connection:
             return events.read_events(connection, None if study is None else study.id, after, limit)
+
+    def _in_portions(self, study: StudyRecord, states: Collection[State] | None) -> list[TrialRecord]:
+        with self._database.reading() as connection:
+            count = trials.count_numbers(connection, study)
+        found: list[TrialRecord] = []
+        for first in range(0, count, PORTION):
+            with self._database.reading() as connection:
+                found += trials.read_trials(
+                    connection,
+                    study,
+                    states=states,
+                    numbers=range(first, min(first + PORTION, count)),
+                    repeats=self._has_repeats(connection),
+                )
+        return found
 
     def _has_repeats(self, connection: Connection) -> bool:
         """Whether the tables hold repeats; those of an older version do once a writer has opened them."""

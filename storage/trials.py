@@ -96,10 +96,7 @@ def _next_number(connection: Connection, study: StudyRecord) -> int:
     held_study = select(StudyRow.id).where(StudyRow.id == study.id).with_for_update(key_share=True)
     if connection.execute(held_study).scalar() is None:
         raise StorageError(f"there is no study {study.name!r} here: make it first")
-    highest = connection.execute(
-        select(func.max(TrialRow.number)).where(TrialRow.study_id == study.id)
-    ).scalar()
-    return 0 if highest is None else highest + 1
+    return count_numbers(connection, study)
 
 
 def _insert(
@@ -149,6 +146,7 @@ def read_trials(
     *,
     states: Collection[State] | None = None,
     number: int | None = None,
+    numbers: range | None = None,
     offset: int = 0,
     limit: int | None = None,
     repeats: bool = True,
@@ -159,6 +157,8 @@ def read_trials(
         wanted.append(TrialRow.state.in_(sorted(states)))
     if number is not None:
         wanted.append(TrialRow.number == number)
+    if numbers is not None:
+        wanted.append(TrialRow.number.between(numbers.start, numbers.stop - 1))
     # A page is found in the index alone, so that what is skipped is not read.
     page = select(TrialRow.id).where(*wanted).order_by(TrialRow.number).offset(offset or None).limit(limit)
     ids = select(page.subquery().c.id)
@@ -173,6 +173,13 @@ def read_trials(
         results.setdefault(row.trial_id, []).append(result_of(row))
     again = read_repeats(connection, ids) if repeats else {}
     return [_trial(row, tuple(results.get(row.id, ())), tuple(again.get(row.id, ()))) for row in rows]
+
+
+def count_numbers(connection: Connection, study: StudyRecord) -> int:
+    """The next trial's number."""
+    highest = select(func.max(TrialRow.number)).where(TrialRow.study_id == study.id)
+    found = connection.execute(highest).scalar()
+    return 0 if found is None else found + 1
 
 
 def count_states(connection: Connection, study: StudyRecord) -> dict[State, int]:

@@ -1,5 +1,6 @@
-"""`nas dashboard`: the studies of a database in a browser, read-only and live."""
+"""`nas dashboard`: the studies of a database in a browser, read-only and live, and as metrics for Prometheus."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,8 +20,16 @@ def command(
     token: Annotated[
         str | None, typer.Option(help="Token that readers need; a new one is made if left out.")
     ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="File that holds the token, so that no list of processes shows it."
+        ),
+    ] = None,
 ) -> int:
     """Serve the dashboard until Ctrl-C."""
+    import logging
+    import os
     import secrets
     import socket
     from contextlib import suppress
@@ -29,9 +38,11 @@ def command(
 
     from dashboards import addresses
     from dashboards.app import create_app
-    from nas.cli.output import say
+    from nas.cli.output import say, say_openly
     from nas.errors import EXIT_USAGE, Refused
+    from nas.logs import RedactedLines
     from nas.open_study import open_study, storage_url
+    from nas.redaction import Redactor
     from storage.store import Store
 
     if study is not None:
@@ -39,6 +50,10 @@ def command(
             pass
     else:
         Store.open(storage_url(storage), read_only=True).close()
+    if token is not None and token_file is not None:
+        raise Refused("--token and --token-file name two tokens: give one of them")
+    if token_file is not None:
+        token = _read_token(token_file)
     if token is not None and len(token) < 8:
         raise Refused("the token is too short: use at least 8 characters, or leave it out and one is made")
     secret = token or secrets.token_urlsafe(24)
@@ -59,11 +74,17 @@ def command(
     shown = f"[{host}]" if ":" in host else host
     hosts = sorted({shown, "127.0.0.1", "localhost", "[::1]"})
     app = create_app(storage_url(storage), token=secret, allowed_hosts=hosts)
-    say(f"http://{shown}:{taken}/login?token={secret}")
+    # Who keeps the token in a file does not want it in a terminal's or a service's log.
+    say_openly(f"http://{shown}:{taken}/login" + (f"?token={secret}" if token_file is None else ""))
     if study is not None:
         say(f"then http://{shown}:{taken}{addresses.study(study)}")
     say("read-only and live; Ctrl-C stops it")
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+    lines = logging.StreamHandler()
+    lines.setFormatter(RedactedLines(Redactor.of(os.environ, [storage_url(storage), "--token", secret])))
+    logging.getLogger("uvicorn").addHandler(lines)
+    settings = uvicorn.Config(
+        app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=3
+    )
 
     class Server(uvicorn.Server):
         """Tells open streams to end before it waits for them."""
@@ -77,3 +98,18 @@ def command(
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     return 0
+
+
+def _read_token(path: Path) -> str:
+    """The token that a file holds; raises Refused where it holds none, or it is no single line of ASCII."""
+    from nas.errors import Refused
+
+    try:
+        token = path.expanduser().read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise Refused(f"the token file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Refused(f"the token file {path} holds no ASCII text: write the token alone into it") from None
+    if len(token.split()) > 1:
+        raise Refused(f"the token file {path} holds several words: write the token alone into it")
+    return token

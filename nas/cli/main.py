@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -31,6 +32,7 @@ from nas.cli import (
 )
 from nas.cli.output import say
 from nas.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, Refused
+from nas.redaction import Redactor
 from search_space.notation import LayoutError
 
 TYPER_INTERRUPTED = 130
@@ -87,15 +89,9 @@ def run() -> None:
 
 def main(arguments: list[str]) -> int:
     """Run a command line; 0 done, 1 internal, 2 usage, 3 storage, 4 nothing valid, 5 interrupted."""
-    if "--debug" in arguments:
-        return _run(arguments)
+    redactor = Redactor.of(os.environ, arguments)
     try:
-        return _run(arguments)
-    except Refused as error:
-        cause = error.__cause__
-        return _complain(cause if isinstance(cause, LayoutError) else error, error.code)
-    except LayoutError as error:
-        return _complain(error, EXIT_USAGE)
+        return _run(arguments, redactor)
     except KeyboardInterrupt:
         say("nas: interrupted")
         return EXIT_INTERRUPTED
@@ -104,11 +100,24 @@ def main(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:  # noqa: BLE001  the last line of defence: a bug is named, not hidden
-        if _is_storage_error(error):
-            return _complain(error, EXIT_STORAGE)
-        say(f"nas: internal error, {type(error).__name__}: {error}")
-        say("     this is a bug; the same command with nas --debug shows the traceback")
-        return EXIT_INTERNAL
+        if "--debug" in arguments:
+            # Written here and not by the interpreter, which knows no secrets.
+            say(redactor.text(traceback.format_exc()))
+        return _ending(error, redactor)
+
+
+def _ending(error: Exception, redactor: Redactor) -> int:
+    """What an error is to the person who asked, and the exit code."""
+    if isinstance(error, Refused):
+        cause = error.__cause__
+        return _complain(cause if isinstance(cause, LayoutError) else error, error.code, redactor)
+    if isinstance(error, LayoutError):
+        return _complain(error, EXIT_USAGE, redactor)
+    if _is_storage_error(error):
+        return _complain(error, EXIT_STORAGE, redactor)
+    say(redactor.text(f"nas: internal error, {type(error).__name__}: {error}"))
+    say("     this is a bug; the same command with nas --debug shows the traceback")
+    return EXIT_INTERNAL
 
 
 def _is_storage_error(error: Exception) -> bool:
@@ -118,7 +127,7 @@ def _is_storage_error(error: Exception) -> bool:
     return isinstance(error, StorageError)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], redactor: Redactor) -> int:
     try:
         result = app(args=arguments, prog_name="nas", standalone_mode=False)
     except typer.Exit as ending:
@@ -127,19 +136,20 @@ def _run(arguments: list[str]) -> int:
         # What typer makes of a broken pipe, and below of Ctrl-C.
         raise BrokenPipeError from None
     except typer.TyperException as error:
-        say(f"nas: {error.format_message()}")
+        say(redactor.text(f"nas: {error.format_message()}"))
         return error.exit_code
     if result == TYPER_INTERRUPTED:
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 
-def _complain(error: BaseException, code: int) -> int:
+def _complain(error: BaseException, code: int, redactor: Redactor) -> int:
     """One or two lines; a layout is shown with a mark under the place."""
-    first, *rest = str(error).splitlines() or [type(error).__name__]
+    first, *rest = redactor.text(str(error)).splitlines() or [type(error).__name__]
     if isinstance(error, LayoutError):
         say(f"nas: layout: {first}")
-        if len(error.text) <= 200:
+        # Where something was masked, the mark would stand under another place.
+        if len(error.text) <= 200 and redactor.text(error.text) == error.text:
             say(f"     {error.text}")
             say(f"     {' ' * error.position}^")
         return code

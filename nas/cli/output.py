@@ -1,8 +1,11 @@
 """Where words go: data to standard output, messages to standard error."""
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
+
+from nas.redaction import Redactor
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -11,7 +14,12 @@ WIDTH_OFF_TERMINAL = 160
 
 
 def say(text: str) -> None:
-    """A message for the person, on standard error."""
+    """A message for the person, on standard error, without the secrets that it may repeat."""
+    say_openly(Redactor.of(os.environ, sys.argv[1:]).text(text))
+
+
+def say_openly(text: str) -> None:
+    """A message as it is: for the one address that is meant to carry its token."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -62,6 +62,14 @@ def command(
             help="quality, a task, latency_ms, tokens_per_s, kv_bytes@128k, params, … May be repeated.",
         ),
     ] = None,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Log of JSON lines; beside a SQLite file if left out."),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL", help="debug, info, warning or error: the least that is logged."),
+    ] = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
     json: JsonOption = False,
@@ -92,6 +100,8 @@ def command(
         else str(data.expanduser().absolute()),
         "objectives": tuple(objective) if objective else None,
         "pool": pool,
+        "log_file": None if log_file is None else str(log_file.expanduser().absolute()),
+        "log_level": log_level,
         "ray_address": ray_address,
         "space": {"mixers": words(space), "constraints": tuple(constraint) if constraint else None},
     }

@@ -2,6 +2,7 @@
 
 import random
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -21,9 +22,12 @@ from nas.climb import climb_of, ladder_of, rules_of
 from nas.config import Config, differences, hash_of, meaning, of_study, resolve
 from nas.errors import EXIT_INTERRUPTED, EXIT_NOTHING, Refused, reading_input
 from nas.front import finished, front, hypervolume
+from nas.logged import logged
+from nas.logs import log_path
 from nas.memory import ENDED
 from nas.plan import Plan, families, make_plan
 from nas.prices import LatencyBook, open_machine_table
+from nas.redaction import secrets_in
 from nas.repeats import next_repeat
 from nas.samplers.registry import check_sampler, make_sampler
 from nas.search import Ending, Search
@@ -146,7 +150,7 @@ def _announce(
     known: StudyRecord | None,
     out: Console,
     device: str,
-    probe: Callable[[Job], float],
+    probe: Callable[[Job], float | None],
 ) -> None:
     """What will be done, where it goes, and about how long it takes."""
     config, size = plan.config, plan.size
@@ -184,15 +188,16 @@ def _announce(
         lines.append(f"goes on  {already} trials are there, {max(0, config.trials - already)} to come")
     else:
         lines.append(f"start    {_start_words(plan)}")
+    lines.append(f"log      {log_path(config.log_file, config.storage, config.study)}")
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     left = config.trials - already
-    if left > 0:
+    a_trial = _seconds_a_trial(plan, probe) if left > 0 else None
+    if left > 0 and a_trial is None:
+        say("how long it takes is not known. Ctrl-C stops cleanly; the same command goes on.")
+    elif a_trial is not None:
         seconds = (
-            _seconds_a_trial(plan, probe)
-            * (left + config.most_repeats)
-            / (1 if _inline(config) else config.workers)
-            + OVERHEAD_S
+            a_trial * (left + config.most_repeats) / (1 if _inline(config) else config.workers) + OVERHEAD_S
         )
         about = "at most about" if config.rungs.stop else "about"
         say(f"{about} {quantities.duration(seconds)}. Ctrl-C stops cleanly; the same command goes on.")
@@ -239,10 +244,12 @@ def _bound_words(plan: Plan) -> str:
     return " · ".join(words)
 
 
-def _seconds_a_trial(plan: Plan, probe: Callable[[Job], float]) -> float:
-    """A guess from a few real training steps of the first and the last layout that will be tried unasked."""
+def _seconds_a_trial(plan: Plan, probe: Callable[[Job], float | None]) -> float | None:
+    """A guess from a few real training steps of the first and the last layout that will be tried unasked, if they work."""
     layouts = [start.layout for start in plan.starts] or [plan.space.sample(random.Random(plan.config.seed))]
-    return sum(probe(plan.job(layout)) for layout in (layouts[0], layouts[-1])) / 2
+    probed = [probe(plan.job(layout)) for layout in (layouts[0], layouts[-1])]
+    known = [seconds for seconds in probed if seconds is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _inline(config: Config) -> bool:
@@ -270,7 +277,10 @@ def _search(
     pool = _make_pool(config)
     trials, repeats = max(config.trials, ended + waiting), _repeats_left(config, known)
     try:
-        with ProgressWatcher(out, total=trials, done=ended, repeats=repeats) as watcher:
+        with (
+            ProgressWatcher(out, total=trials, done=ended, repeats=repeats) as shown,
+            logged(config, store, shown) as watcher,
+        ):
             search = Search(
                 plan=plan,
                 store=store,
@@ -283,7 +293,9 @@ def _search(
                 climb=climb_of(plan, study),
                 isolate=pool.isolate if isinstance(pool, InlinePool) else None,
             )
-            return search.run()
+            ending = search.run()
+            watcher.over(ending)
+            return ending
     finally:
         pool.stop()
 
@@ -322,6 +334,11 @@ def _make_pool(config: Config) -> Pool:
         return InlinePool()
     from nas.workers.ray_pool import RayPool
 
+    if config.ray_address is not None and any(secrets_in(argument) for argument in sys.argv):
+        say(
+            "the password on this command line is shown to everybody who may list the cluster's jobs: "
+            "give it in PGPASSWORD, in ~/.pgpass or in --config FILE"
+        )
     gpus = config.gpus if config.proxy.device.startswith("cuda") or config.gpus is not None else 0.0
     return RayPool(config.workers, config.ray_address, gpus=gpus)
 

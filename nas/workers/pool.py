@@ -32,7 +32,7 @@ def run_job(job: Job) -> Outcome:
     return evaluate(job)
 
 
-def probe_job(job: Job) -> float:
-    """About how many seconds one evaluation will take, on one thread."""
+def probe_job(job: Job) -> float | None:
+    """About how many seconds one evaluation will take, on one thread; None where it fails in its first steps."""
     torch.set_num_threads(1)
     return probe(job)

@@ -62,9 +62,9 @@ class RayMeter:
         latency: Latency = self._run(measure_network, network, frame, phase)[1]
         return latency
 
-    def seconds(self, job: Job) -> float:
+    def seconds(self, job: Job) -> float | None:
         """As `probe_job`."""
-        seconds: float = self._run(_probe, job)[1]
+        seconds: float | None = self._run(_probe, job)[1]
         return seconds
 
     def _run(self, measure: Callable[..., Any], *subject: Any) -> tuple[str, Any]:
@@ -134,7 +134,7 @@ def _nothing(*, device: str) -> None:
     del device
 
 
-def _probe(job: Job, *, device: str) -> float:
+def _probe(job: Job, *, device: str) -> float | None:
     del device
     return probe_job(job)
 

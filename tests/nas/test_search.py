@@ -15,6 +15,7 @@ from nas.config import hash_of, resolve
 from nas.front import front
 from nas.plan import make_plan
 from nas.prices import LatencyBook
+from nas.samplers.optuna_sampler import OptunaSampler
 from nas.samplers.registry import make_sampler
 from nas.samplers.sampler import Aim
 from nas.search import Ending, Search
@@ -187,11 +188,23 @@ def test_a_search_in_two_parts_proposes_what_one_in_one_part_does(
         assert [trial.layout.text for trial in whole.trials] == [trial.layout.text for trial in house.trials]
 
 
-def test_an_unfit_layout_is_told_and_the_search_goes_on(house: House) -> None:
+def test_fault_11_nan_loss_is_told_to_the_sampler_and_the_search_goes_on(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def answer(number: int, job: Job) -> Outcome:
         return Unfit(why="the loss is nan at step 3") if number in (1, 4) else measured(number, job)
 
+    told: list[tuple[int, bool]] = []
+    real = OptunaSampler.tell
+
+    def telling(sampler: OptunaSampler, token: int, values: list[float] | None) -> None:
+        told.append((token, values is not None))
+        real(sampler, token, values)
+
+    monkeypatch.setattr(OptunaSampler, "tell", telling)
     house.search(Script(answer))
+    tokens = house.last.tokens
+    assert told == [(tokens[number], number not in (1, 4)) for number in range(6)]
     assert house.states == {"done": 4, "unfit": 2}
     assert house.trials[1].why == "the loss is nan at step 3"
     assert house.trials[1].result is None and house.trials[1].attempts == 1
@@ -301,15 +314,23 @@ def test_a_bug_is_raised_and_its_trial_waits_for_the_next_run(house: House) -> N
     assert house.trials[2].attempts == 2
 
 
-def test_nothing_that_is_not_finite_is_written(house: House) -> None:
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("part", ["quality", "scores", "train_s"])
+def test_fault_12_infinite_objective_of_a_worker_is_rejected_before_the_commit(
+    house: House, bad: float, part: str
+) -> None:
     def answer(number: int, job: Job) -> Outcome:
         good = measured(number, job)
         assert isinstance(good, Measured)
-        return good if number else Measured(**{**vars(good), "quality": float("nan")})
+        spoilt = {"scores": {"mqar": bad}} if part == "scores" else {part: bad}
+        return Measured(**{**vars(good), **spoilt}) if number == 2 else good
 
-    with pytest.raises(ValueError, match="quality is nan"):
+    with pytest.raises(ValueError, match=rf"{part}.* is -?(nan|inf): only finite"):
         house.search(Script(answer))
-    assert house.states == {"running": 1}
+    assert house.states == {"done": 2, "running": 1}
+    assert {trial.number for trial in front(house.trials, AXES)} <= {0, 1}
+    house.search(Script())
+    assert house.states == {"done": 6} and house.trials[2].attempts == 2
 
 
 def signals_at(number: int, *signals: signal.Signals) -> Answer:

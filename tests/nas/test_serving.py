@@ -6,6 +6,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,3 +73,82 @@ def test_a_dashboard_of_one_study_begins_there(
     assert re.fullmatch(r"then http://127\.0\.0\.1:\d+/studies/tiny\n", second), second
     process.send_signal(signal.SIGTERM)
     process.wait(60)
+
+
+def test_prometheus_scrapes_with_a_token_from_a_file(
+    start: Callable[..., subprocess.Popen[str]],
+    run: Callable[..., Any],
+    config_file: Callable[..., str],
+    url: str,
+    tmp_path: Path,
+) -> None:
+    run("search", "--config", config_file(), "--storage", url, "--trials", 2)
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    process = start("-c", DASHBOARD, "dashboard", "--storage", url, "--port", "0", "--token-file", str(path))
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    found = re.fullmatch(r"(http://127\.0\.0\.1:\d+)/login\n", line)
+    assert found, line
+    assert answer(f"{found.group(1)}/metrics")[0] == 401
+    status, text = answer(f"{found.group(1)}/metrics", TOKEN)
+    assert status == 200 and 'nas_trials{state="done",study="tiny"} 2.0\n' in text
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and TOKEN not in err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"", "the token is too short"),
+        (b"short", "the token is too short"),
+        (b"two words and more", "holds several words"),
+        ("größer-als-acht".encode(), "holds no ASCII text"),
+    ],
+)
+def test_a_token_file_without_a_token_is_refused(
+    refused: Callable[..., str],
+    run: Callable[..., Any],
+    config_file: Callable[..., str],
+    url: str,
+    tmp_path: Path,
+    content: bytes | None,
+    said: str,
+) -> None:
+    run("search", "--config", config_file(), "--storage", url, "--trials", 1)
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    assert said in refused("dashboard", "--storage", url, "--token-file", path)
+    assert "give one of them" in refused(
+        "dashboard", "--storage", url, "--token-file", path, "--token", TOKEN
+    )
+
+
+BROKEN = """
+from dashboards import compose
+def studies_page(store):
+    raise RuntimeError("postgresql://me:canary-7f3e@db/nas and canary-of-the-environment")
+compose.studies_page = studies_page
+"""
+
+
+def test_fault_42_secret_in_a_servers_traceback(
+    start: Callable[..., subprocess.Popen[str]],
+    run: Callable[..., Any],
+    config_file: Callable[..., str],
+    url: str,
+) -> None:
+    run("search", "--config", config_file(), "--storage", url, "--trials", 1)
+    arguments = ("dashboard", "--storage", url, "--port", "0", "--token", TOKEN)
+    process = start("-c", BROKEN + DASHBOARD, *arguments, PGPASSWORD="canary-of-the-environment")
+    assert process.stderr is not None
+    address = process.stderr.readline().partition("/login")[0]
+    status, page = answer(f"{address}/", TOKEN)
+    assert status == 500 and "canary" not in page
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "RuntimeError: postgresql://me:***@db/nas and ***" in err and "Traceback" in err
+    assert "canary-7f3e@" not in err and TOKEN not in err

@@ -182,7 +182,7 @@ def test_requeueing_touches_only_running_trials_of_the_study(store: Store, study
 
 
 @pytest.mark.parametrize("bad", [NAN, INFINITY, -INFINITY])
-def test_nothing_non_finite_is_written(
+def test_fault_12_infinite_objective_is_rejected_before_the_commit(
     store: Store, study: StudyRecord, running: int, build, bad: float
 ) -> None:
     before = (store.trial(study, running), store.events())

@@ -5,6 +5,7 @@ The default is always at hand: the running Python's own standard library.
 
 import hashlib
 import json
+import os
 import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
@@ -92,7 +93,7 @@ def _limited(pieces: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]
 
 
 def _held_out(name: str) -> bool:
-    return hashlib.sha256(name.encode()).digest()[0] % _HELD_OUT_SHARE == 0
+    return hashlib.sha256(os.fsencode(name)).digest()[0] % _HELD_OUT_SHARE == 0
 
 
 def _stdlib() -> Iterator[tuple[str, bytes]]:
@@ -157,7 +158,8 @@ def _json_texts(path: Path, data: bytes) -> bytes:
             continue
         try:
             text = json.loads(line)["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
+            # Brackets in thousands and numbers of thousands of digits are JSON too, but no text that anybody wrote.
             raise ValueError(f'data: {path}:{number} is no JSON object with a "text" field') from None
         if not isinstance(text, str):
             raise ValueError(f'data: {path}:{number} has a "text" that is no string')
