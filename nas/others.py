@@ -21,7 +21,7 @@ class Others:
 
     def __post_init__(self) -> None:
         self.take_over()
-        self.seen = self.store.last_event(self.study)
+        self.seen, _ = self.store.changed_trials(self.study, None)
 
     def take_over(self) -> None:
         """Let trials wait whose driver is gone."""

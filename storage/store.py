@@ -118,10 +118,7 @@ class Store:
 
     @contextmanager
     def writer(self, study: StudyRecord, *, lease_s: float = LEASE_S) -> Iterator[Lease]:
-        """A writer's place in the study, with a lease that is renewed until the end of the block.
-
-        On a server any number of processes may have one; of a file, StorageError where another process has it.
-        """
+        """A writer's place, with a lease that is renewed. Of a file there is one; StorageError where another process has it."""
 
         def require_newest() -> None:
             schema.require_newest(self._database)
@@ -179,9 +176,8 @@ class Store:
     ) -> bool:
         """Commits a result once; False, and nothing changed, where this attempt is no longer the running one.
 
-        A pruned trial may be started again. `passed` are results of lower rungs, committed with it.
-
-        ValueError, before anything is written, where the quality, a score, a cost or a time is not finite.
+        A pruned trial may be started again. `passed` are results of lower rungs, committed with it. ValueError, before
+        anything is written, where the quality, a score, a cost or a time is not finite.
         """
         values = [result_values(one) for one in (*passed, result)]
         more_costs = numbers(costs or {}, "costs")
@@ -198,10 +194,7 @@ class Store:
             return self._stands(study, number, attempt, state) or commit()
 
     def add_repeat(self, study: StudyRecord, number: int, evaluation_key: str, result: ResultRecord) -> bool:
-        """Adds what a further seed gave to a done trial; False, and nothing changed, where it has that seed.
-
-        ValueError, before anything is written, where the quality, a score or a time is not finite.
-        """
+        """Adds what a further seed gave to a done trial; False, and no change, where it has it. ValueError: not finite."""
         values = result_values(result)
 
         def commit() -> bool:
@@ -265,9 +258,10 @@ class Store:
         try:
             return commit()
         except ConnectionLost:
-            trial = self.trial(study, number)
-            ended = trial is not None and trial.attempts == attempt and trial.state in ("waiting", last)
-            return trial.state if trial is not None and ended else commit()
+            stands: list[State] = [
+                state for state in ("waiting", last) if self._stands(study, number, attempt, state)
+            ]
+            return stands[0] if stands else commit()
 
     def requeue_abandoned(self, study: StudyRecord) -> list[int]:
         """Running trials whose driver is gone, or silent for longer than its lease, wait again. Returns their numbers."""
@@ -286,15 +280,10 @@ class Store:
             found = trials.read_set_aside(connection, evaluation_key)
             return None if found is None else f"as trial {found[1]} of study {found[0]!r}: {found[2]}"
 
-    def changed_trials(self, study: StudyRecord, after: int) -> tuple[int, list[int]]:
-        """The number of the study's last event, and the trials that events after a number tell of."""
+    def changed_trials(self, study: StudyRecord, after: int | None) -> tuple[int, list[int]]:
+        """The number of the study's last event, and the trials that events after a number tell of; of none, none."""
         with self._database.reading() as connection:
             return trials.read_changed(connection, study, after)
-
-    def last_event(self, study: StudyRecord) -> int:
-        """The number of the study's last event; 0 if there is none."""
-        with self._database.reading() as connection:
-            return trials.last_event(connection, study)
 
     def update_costs(self, study: StudyRecord, number: int, costs: Mapping[str, float]) -> None:
         """Adds to a trial's costs or replaces them by name, in whatever state. ValueError where one is not finite."""
@@ -344,11 +333,6 @@ class Store:
     def summary(self, study: StudyRecord, known: Summary | None = None) -> Summary:
         """How a study stands in numbers; given what was known before, only what has happened since is read."""
         return refresh(self._database.reading, study, known, has_repeats=self._has_repeats)
-
-    def has_layout(self, study: StudyRecord, key: str) -> int | None:
-        """The lowest number of a trial of the study with this layout, whatever became of it."""
-        with self._database.reading() as connection:
-            return trials.number_with_layout(connection, study, key)
 
     def find_result(self, evaluation_key: str) -> ResultRecord | None:
         """The result of a done trial or a repeat, of any study here, that trained exactly this."""

@@ -226,18 +226,15 @@ def read_set_aside(connection: Connection, evaluation_key: str) -> tuple[str, in
     return None if row is None else (row.name, row.number, row.why)
 
 
-def read_changed(connection: Connection, study: StudyRecord, after: int) -> tuple[int, list[int]]:
-    """The number of the study's last event, and the trials that events after a number tell of."""
+def read_changed(connection: Connection, study: StudyRecord, after: int | None) -> tuple[int, list[int]]:
+    """The number of the study's last event, 0 if there is none, and the trials that events after a number tell of."""
+    if after is None:
+        last = select(func.max(EventRow.seq)).where(EventRow.study_id == study.id)
+        return connection.execute(last).scalar() or 0, []
     wanted = select(EventRow.seq, EventRow.payload).where(EventRow.study_id == study.id, EventRow.seq > after)
     rows = connection.execute(wanted.order_by(EventRow.seq)).all()
     numbers_of = {row.payload["trial"] for row in rows if "trial" in row.payload}
     return (rows[-1].seq if rows else after), sorted(numbers_of)
-
-
-def last_event(connection: Connection, study: StudyRecord) -> int:
-    """The number of the study's last event; 0 if there is none."""
-    wanted = select(func.max(EventRow.seq)).where(EventRow.study_id == study.id)
-    return connection.execute(wanted).scalar() or 0
 
 
 def _trial(row: AnyRow, results: tuple[ResultRecord, ...], repeats: tuple[ResultRecord, ...]) -> TrialRecord:
