@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nas.cli import (
+    cancel,
     cost,
     dashboard,
     db,
@@ -14,6 +15,8 @@ from nas.cli import (
     evaluate,
     explain,
     front,
+    jobs,
+    logs,
     measure,
     mixers,
     report,
@@ -21,6 +24,7 @@ from nas.cli import (
     search,
     show,
     space,
+    submit,
     trials,
     tune,
     warm,
@@ -56,6 +60,10 @@ for module in (
     doctor,
     warm,
     tune,
+    submit,
+    jobs,
+    logs,
+    cancel,
 ):
     app.command(module.NAME)(module.command)
 group = typer.Typer(name=db.NAME, help=db.HELP, no_args_is_help=True, rich_markup_mode=None)

@@ -17,6 +17,23 @@ StorageOption = Annotated[
         "--storage", metavar="URL", help="Database, such as sqlite:///nas.db or postgresql://host/name."
     ),
 ]
+StorageEnvOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage-env",
+        metavar="NAME",
+        help="Environment variable that holds the database's URL where the search runs.",
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="URL", help="Job server of a Ray cluster's head, such as http://head:8265."
+    ),
+]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="A job's id, as nas submit and nas jobs print it.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="YAML file; unknown keys are refused.")
@@ -69,6 +86,28 @@ def star_block(text: str | None, layout: "Layout") -> int:
 def words(texts: list[str] | None) -> tuple[str, ...] | None:
     """What --space names, split at blanks; None where it was not given."""
     return tuple(word for text in texts for word in text.split()) if texts is not None else None
+
+
+def storage_of(storage: str | None, variable: str | None) -> str | None:
+    """The database's URL, from --storage or from the variable that --storage-env names.
+
+    Raises:
+        Refused: both are given, or there is no such variable; its content is never repeated.
+    """
+    import os
+
+    from nas.errors import Refused
+
+    if variable is None:
+        return storage
+    if storage is not None:
+        raise Refused("--storage and --storage-env are both given: leave one out")
+    if not os.environ.get(variable):
+        raise Refused(
+            f"--storage-env {variable}: there is no such environment variable here, or it is empty; "
+            "set it to the database's URL (on Kubernetes from a Secret)"
+        )
+    return os.environ[variable]
 
 
 def given_layers(config: Path | None, assignments: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from nas.cli.options import (
     JsonOption,
     SetOption,
     SpaceOption,
+    StorageEnvOption,
     StorageOption,
     StudyOption,
     given_layers,
+    storage_of,
     words,
 )
 
@@ -22,6 +24,7 @@ NAME = "search"
 def command(
     study: StudyOption = None,
     storage: StorageOption = None,
+    storage_env: StorageEnvOption = None,
     trials: Annotated[int | None, typer.Option(help="Trials that the study shall have in all.")] = None,
     repeats: Annotated[
         int | None,
@@ -76,7 +79,7 @@ def command(
 
     flags = {
         "study": study,
-        "storage": storage,
+        "storage": storage_of(storage, storage_env),
         "trials": trials,
         "repeats": repeats,
         "workers": workers,
