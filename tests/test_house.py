@@ -132,7 +132,8 @@ def test_the_dashboard_loads_without_torch_ray_or_optuna() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["search", "--help"], ["dashboard", "--help"], ["explain", "--help"]]
+    "arguments",
+    [["--help"], ["search", "--help"], ["dashboard", "--help"], ["explain", "--help"], ["submit", "--help"]],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     lines = python(f"from nas.cli.main import main\nassert main({arguments!r}) == 0\n{LOADED}").splitlines()
