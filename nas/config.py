@@ -161,6 +161,9 @@ class Config(Section):
     workers: Count = 2
     pool: Literal["auto", "inline", "ray"] = "auto"
     ray_address: str | None = None
+    gpus: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The share of a GPU that a trial holds on Ray, 1 for a whole one; null: none where the proxy is trained on the CPU,
+    else an equal part for each worker."""
     time_limit_s: float = Field(default=600.0, gt=0)
     repeats: Annotated[int, Field(ge=0, le=MOST_SEED)] | None = None
     """Trainings with new seeds, of layouts near the front, once all trials are there; null: one for four trials."""
@@ -191,7 +194,7 @@ class Config(Section):
 
 
 RUNNING_KEYS = (
-    "study", "storage", "trials", "repeats", "workers", "pool", "ray_address", "time_limit_s", "attempts", "lease_s",
+    "study", "storage", "trials", "repeats", "workers", "pool", "ray_address", "gpus", "time_limit_s", "attempts", "lease_s",
     "checkpoints", "latency_cache",
 )  # fmt: skip
 """What may change when a study goes on: where and how long it runs, not what it means."""

@@ -16,7 +16,7 @@ from trainers.checkpoint import Damaged, Saved, key_of, load, pack, plain, save,
 from trainers.loop import NotFinite, OutOfTime, Precision, Track, Trained, Training, train
 from trainers.members import Member, track_of, train_members
 from trainers.model import ProxyModel
-from trainers.outcome import Measured, Outcome, Unfit
+from trainers.outcome import Measured, Outcome, Unfit, outgrown
 from trainers.tasks.bytes import Bytes
 from trainers.tasks.registry import make_task
 from trainers.tasks.task import Score, Task
@@ -173,7 +173,7 @@ def _evaluate(job: Job, saved: Saved | None, began: float, notes: dict[str, Any]
             except OutOfTime as error:
                 return Unfit(why=f"{task.name}: over its time limit of {job.time_limit_s:g} s, {error}")
             except torch.OutOfMemoryError as error:
-                return Unfit(why=f"{task.name}: the device is out of memory: {str(error).splitlines()[0]}")
+                return outgrown(task.name, str(error))
             ran.append(one)
             if _best(one.stops[-1]) is None:
                 # Another learning rate might still have done.

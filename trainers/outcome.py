@@ -44,6 +44,8 @@ class Unfit:
     why: str
     diverged: bool = False
     """Its numbers left the finite range, rather than a limit of time or memory."""
+    out_of_memory: bool = False
+    """It outgrew its device's memory, which others may have used at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,11 @@ class Lost:
     why: str
     crashed: bool = False
     """The worker's process died, which the layout may have brought about after all."""
+
+
+def outgrown(task: str, said: str) -> Unfit:
+    """The ending of a layout for which its device had not enough memory, with the first line of what was said."""
+    return Unfit(why=f"{task}: the device is out of memory: {said.splitlines()[0]}", out_of_memory=True)
 
 
 Outcome = Measured | Unfit | Lost

@@ -29,16 +29,20 @@ class Bundle:
     data_hash: str | None
 
 
+def package_folders() -> list[Path]:
+    """Where our packages lie here."""
+    return [Path(next(iter(importlib.import_module(name).__path__))) for name in PACKAGES]
+
+
 def code_files(wheel: Path | None) -> Iterator[tuple[str, bytes]]:
     """Our packages as they are installed here, or as a wheel holds them; raises Refused if it is no wheel of ours."""
     if wheel is not None:
         yield from _wheel_files(wheel)
         return
-    for name in PACKAGES:
-        root = Path(next(iter(importlib.import_module(name).__path__)))
+    for root in package_folders():
         for path in sorted(root.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
-                yield f"{name}/{path.relative_to(root).as_posix()}", path.read_bytes()
+                yield f"{root.name}/{path.relative_to(root).as_posix()}", path.read_bytes()
 
 
 def _wheel_files(wheel: Path) -> Iterator[tuple[str, bytes]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nas.config import resolve
 from nas.plan import make_plan
@@ -51,7 +52,11 @@ def next_of(pool: ray_pool.RayPool, wait_s: float = 120) -> tuple[int, Outcome]:
 
 def replaced(pool: ray_pool.RayPool, monkeypatch: pytest.MonkeyPatch, work: Callable[[Job], Outcome]) -> None:
     """Has the workers do something else."""
-    monkeypatch.setattr(pool, "task", ray_pool.ray.remote(num_cpus=1, max_retries=0)(work))
+
+    def instead(job: Job, _text: object, _far: bool) -> Outcome:
+        return work(job)
+
+    monkeypatch.setattr(pool, "task", ray_pool.ray.remote(num_cpus=1, max_retries=0)(instead))
 
 
 def test_it_gives_what_the_inline_pool_gives(pool: ray_pool.RayPool, job: Job) -> None:
@@ -100,7 +105,7 @@ def test_a_bug_in_a_worker_is_raised_here(
     assert pool.next_done(0.0) is None
 
 
-def test_a_trial_that_does_not_end_is_ended_by_force(
+def test_fault_13_a_trial_that_does_not_end_is_ended_by_force(
     pool: ray_pool.RayPool, job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     note = tmp_path / "pid"
@@ -111,17 +116,17 @@ def test_a_trial_that_does_not_end_is_ended_by_force(
         raise AssertionError
 
     replaced(pool, monkeypatch, sleep)
-    monkeypatch.setattr(ray_pool, "GRACE_S", 3.0)
+    monkeypatch.setattr(ray_pool, "GRACE_S", 10.0)
     pool.submit(7, Job(**{**vars(job), "time_limit_s": 1.0}))
     number, outcome = next_of(pool)
     assert number == 7 and isinstance(outcome, Unfit) and "time limit" in outcome.why
     assert not pool.running
-    if note.exists():
-        for _ in range(100):
-            if not alive(int(note.read_text())):
-                break
-            time.sleep(0.1)
-        assert not alive(int(note.read_text()))
+    assert note.exists(), "the trial had not begun"
+    for _ in range(100):
+        if not alive(int(note.read_text())):
+            break
+        time.sleep(0.1)
+    assert not alive(int(note.read_text()))
 
 
 def alive(pid: int) -> bool:
@@ -130,6 +135,45 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_fault_09_gpu_out_of_memory_is_named_and_the_next_trial_is_fine(
+    pool: ray_pool.RayPool, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pool.task
+
+    def fill(job: Job) -> Outcome:
+        from trainers import evaluate
+
+        def full(*_: Any, **__: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
+
+        before, evaluate.train = evaluate.train, full
+        try:
+            return run_job(job)
+        finally:
+            evaluate.train = before
+
+    def fill_outside(_job: Job) -> Outcome:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    replaced(pool, monkeypatch, fill)
+    said = "mqar: the device is out of memory: CUDA out of memory. Tried to allocate 2 TiB"
+    # Alone on its GPU the layout is to blame; beside others the machine is, and the layout is tried again.
+    for gpus, expected in (
+        (1.0, Unfit(why=said, out_of_memory=True)),
+        (0.5, Lost(why=f"gpu_oom, with 0.5 of a GPU: {said}")),
+    ):
+        monkeypatch.setattr(pool, "gpus", gpus)
+        pool.submit(1, job)
+        assert next_of(pool) == (1, expected)
+    replaced(pool, monkeypatch, fill_outside)
+    pool.submit(2, job)
+    number, outcome = next_of(pool)
+    assert number == 2 and isinstance(outcome, Lost) and outcome.why.startswith("gpu_oom")
+    monkeypatch.setattr(pool, "task", real)
+    pool.submit(3, job)
+    assert isinstance(next_of(pool)[1], Measured)
 
 
 SEARCH = "import sys; from nas.cli.main import main; sys.exit(main(sys.argv[1:]))"

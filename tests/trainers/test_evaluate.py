@@ -173,7 +173,9 @@ def test_a_device_without_memory_is_unfit(make_job: Make, monkeypatch: pytest.Mo
         raise torch.OutOfMemoryError("tried to allocate 2 TiB\nand more words")
 
     monkeypatch.setattr(door, "train", full)
-    assert evaluate(make_job()) == Unfit(why="mqar: the device is out of memory: tried to allocate 2 TiB")
+    assert evaluate(make_job()) == Unfit(
+        why="mqar: the device is out of memory: tried to allocate 2 TiB", out_of_memory=True
+    )
 
 
 def test_a_bug_is_raised(make_job: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,14 @@ class Corpus:
         return 8 * len(zlib.compress(shown, 9)) / len(shown)
 
 
+_kept: dict[str, Corpus] = {}
+
+
+def keep(source: str, corpus: Corpus) -> None:
+    """Let `load` answer with a text that another process has read, where its files may not lie."""
+    _kept[source] = corpus
+
+
 @lru_cache(maxsize=4)
 def load(source: str) -> Corpus:
     """Read a file (.txt, .jsonl with a "text" field, .bin, or any text), a folder of them, or "stdlib".
@@ -53,6 +61,8 @@ def load(source: str) -> Corpus:
     Raises:
         ValueError: the path is missing, holds too little, or holds bytes that are not text where text is required.
     """
+    if source in _kept:
+        return _kept[source]
     pieces = list(_limited(_stdlib() if source == STDLIB else _user_files(Path(source))))
     size = sum(len(data) for _, data in pieces)
     if size < LEAST_BYTES:
