@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nas.objectives import Quantity
 from nas.plan import Plan
@@ -19,6 +19,19 @@ PREFILL_TOKENS = 512
 """The longest prompt that is measured unless one asks for more: a CPU needs minutes for a long one."""
 
 
+class Meter(Protocol):
+    """Measures on a device that is not this process's own."""
+
+    name: str
+    """The device, as `device_name` says it."""
+
+    def layer(self, layer: Layer, frame: Frame, phase: Phase) -> Latency:
+        """As `measure_layer`."""
+
+    def network(self, network: Layout, frame: Frame, phase: Phase) -> Latency:
+        """As `measure_network`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatencyBook:
     """Latencies by device and frame: the study's database first, then this machine's own table, then a measurement."""
@@ -29,12 +42,24 @@ class LatencyBook:
     warn: Callable[[str], None] = field(default=lambda _: None)
     again: bool = False
     """Measure even what is known, and replace it."""
+    meter: Meter | None = None
+    """Measures elsewhere; None: in this process."""
+
+    @property
+    def device_name(self) -> str:
+        """The device that the latencies hold for."""
+        return self.meter.name if self.meter else device_name(self.device)
 
     def layer(self, layer: Layer, frame: Frame, phase: Phase = "decode") -> LatencyRecord:
         """A layer's latency; raises ValueError if the machine is too small to measure it."""
-        return self._look_up(
-            str(layer), frame, phase, False, lambda: measure_layer(layer, frame, phase, device=self.device)
-        )
+        meter = self.meter
+
+        def measure() -> Latency:
+            if meter is not None:
+                return meter.layer(layer, frame, phase)
+            return measure_layer(layer, frame, phase, device=self.device)
+
+        return self._look_up(str(layer), frame, phase, False, measure)
 
     def milliseconds(self, layer: Layer, frame: Frame, phase: Phase = "decode") -> float:
         """A layer's latency as a number alone; raises ValueError as `layer`."""
@@ -42,13 +67,14 @@ class LatencyBook:
 
     def network(self, network: Layout, frame: Frame, phase: Phase = "decode") -> LatencyRecord:
         """A whole network's latency, run end to end; raises ValueError if the machine is too small for it."""
-        return self._look_up(
-            str(network),
-            frame,
-            phase,
-            True,
-            lambda: measure_network(network, frame, phase, device=self.device),
-        )
+        meter = self.meter
+
+        def measure() -> Latency:
+            if meter is not None:
+                return meter.network(network, frame, phase)
+            return measure_network(network, frame, phase, device=self.device)
+
+        return self._look_up(str(network), frame, phase, True, measure)
 
     def unknown(self, layers: Iterable[Layer], frame: Frame, phase: Phase = "decode") -> list[Layer]:
         """Those of the layers that would have to be measured."""
@@ -61,7 +87,7 @@ class LatencyBook:
 
     def _key(self, subject: str, frame: Frame, phase: Phase, whole: bool) -> dict[str, Any]:
         return {
-            "device": device_name(self.device),
+            "device": self.device_name,
             "frame": frame_text(frame, phase),
             "subject": subject,
             "phase": phase,

@@ -2,10 +2,10 @@
 
 import random
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -32,7 +32,10 @@ from nas.workers.pool import Pool, probe_job
 from storage.errors import StorageError
 from storage.records import StudyRecord, TrialRecord
 from storage.store import Store
-from trainers.measure import device_name
+from trainers.evaluate import Job
+
+if TYPE_CHECKING:
+    from nas.workers.ray_meter import RayMeter
 
 OVERHEAD_S = 30.0
 """What a search takes besides its trials: workers that start, latencies, the front's networks run end to end."""
@@ -58,10 +61,13 @@ def run_search(given: Mapping[str, Any], *, json_output: bool) -> int:
         out = console(to_stderr=True)
         machine = open_machine_table(config.latency_cache, say)
         with closing(machine) if machine else nullcontext():
-            book = LatencyBook(store=store, machine=machine, device=config.target.device, warn=say)
+            meter = _meter(config)
+            far = meter if config.target.device.startswith("cuda") else None
+            book = LatencyBook(store=store, machine=machine, device=config.target.device, warn=say, meter=far)
             with reading_input():
                 plan, bounds = _bounded(plan, book)
-            _announce(plan, store, known, out)
+            probe = meter.seconds if meter and config.proxy.device.startswith("cuda") else probe_job
+            _announce(plan, store, known, out, book.device_name, probe)
             study = known or _made(plan, store, book)
             ending = _search(plan, store, study, book, bounds, out)
         trials = store.trials(study)
@@ -134,7 +140,14 @@ def _bounded(plan: Plan, book: LatencyBook) -> tuple[Plan, Bounds]:
     return replace(plan, starts=tuple(kept)), bounds
 
 
-def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console) -> None:
+def _announce(
+    plan: Plan,
+    store: Store,
+    known: StudyRecord | None,
+    out: Console,
+    device: str,
+    probe: Callable[[Job], float],
+) -> None:
     """What will be done, where it goes, and about how long it takes."""
     config, size = plan.config, plan.size
     at_most = "" if size.exact else "at most "
@@ -147,7 +160,7 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
     tasks = " · ".join(f"{name} ({task.steps} steps of {task.batch})" for name, task in config.tasks.items())
     corpus = f" · text {plan.data['source']}, sha256 {plan.data['sha256'][:8]}…" if plan.data else ""
     lines = [
-        f'nas · study "{config.study}" · {store.shown_url} · {pool} · {device_name(config.target.device)}',
+        f'nas · study "{config.study}" · {store.shown_url} · {pool} · {device}',
         f"space    {plan.space.layers}-layer patterns of {len(plan.space.entries)} mixers × sizes = "
         f"{at_most}{size.count:,} layouts, {config.target.fill}ed to {config.target.depth} layers",
         f"target   width {config.target.width} · context {quantities.tokens(config.target.context)} · "
@@ -176,7 +189,9 @@ def _announce(plan: Plan, store: Store, known: StudyRecord | None, out: Console)
     left = config.trials - already
     if left > 0:
         seconds = (
-            _seconds_a_trial(plan) * (left + config.most_repeats) / (1 if _inline(config) else config.workers)
+            _seconds_a_trial(plan, probe)
+            * (left + config.most_repeats)
+            / (1 if _inline(config) else config.workers)
             + OVERHEAD_S
         )
         about = "at most about" if config.rungs.stop else "about"
@@ -224,10 +239,10 @@ def _bound_words(plan: Plan) -> str:
     return " · ".join(words)
 
 
-def _seconds_a_trial(plan: Plan) -> float:
+def _seconds_a_trial(plan: Plan, probe: Callable[[Job], float]) -> float:
     """A guess from a few real training steps of the first and the last layout that will be tried unasked."""
     layouts = [start.layout for start in plan.starts] or [plan.space.sample(random.Random(plan.config.seed))]
-    return sum(probe_job(plan.job(layout)) for layout in (layouts[0], layouts[-1])) / 2
+    return sum(probe(plan.job(layout)) for layout in (layouts[0], layouts[-1])) / 2
 
 
 def _inline(config: Config) -> bool:
@@ -292,12 +307,23 @@ def _to_repeat(plan: Plan, study: StudyRecord, trials: Sequence[TrialRecord]) ->
     return most > 0 and next_repeat(trials, study.axes, most=most) is not None
 
 
+def _meter(config: Config) -> "RayMeter | None":
+    """Where Ray gives GPUs out, whoever measures on one asks Ray for it; None where no GPU is asked of Ray."""
+    devices = [device for device in (config.target.device, config.proxy.device) if device.startswith("cuda")]
+    if _inline(config) or not devices:
+        return None
+    from nas.workers.ray_meter import RayMeter
+
+    return RayMeter(config.workers, config.ray_address, devices[0])
+
+
 def _make_pool(config: Config) -> Pool:
     if _inline(config):
         return InlinePool()
     from nas.workers.ray_pool import RayPool
 
-    return RayPool(config.workers, config.ray_address)
+    gpus = config.gpus if config.proxy.device.startswith("cuda") or config.gpus is not None else 0.0
+    return RayPool(config.workers, config.ray_address, gpus=gpus)
 
 
 def _tell(
