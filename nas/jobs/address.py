@@ -90,7 +90,7 @@ def _mode_of(address: str) -> Literal["disabled"] | str:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 404:
-            # Before Ray 2.51 there were no tokens, and no such question.
+            # Before Ray 2.52 there were no tokens, and no such question.
             return "disabled"
         if error.code in (401, 403):
             return "token"

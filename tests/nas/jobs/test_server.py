@@ -108,12 +108,21 @@ def test_asking_for_jobs_loads_no_torch(head: Any, start: Callable[..., Any]) ->
 
 @pytest.mark.exhaustive
 def test_results_outlive_the_head(
-    head: Any, nas: Callable[..., Any], config_file: Callable[..., str], database: str
+    head: Any, nas: Callable[..., Any], config_file: Callable[..., str], database: str, tmp_path: Path
 ) -> None:
     """Killed in the middle of a search and started again, a head knows no job; the database has every result."""
-    long = {"trials": 4, "tasks": {"mqar": {"steps": 400, "batch": 8, "learning_rates": [0.01]}}}
+    long = {
+        "trials": 4,
+        "tasks": {
+            "mqar": {"steps": 400, "batch": 8, "learning_rates": [0.01]},
+            "bytes": {"steps": 2, "batch": 2},
+        },
+    }
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "one.txt").write_text("a text of the person, which the cluster lacks. " * 200)
+    data = ("--data", tmp_path / "texts")
     command = (
-        "submit", config_file(long), "--storage-env", "WHERE", "--address", head.address, "--json",
+        "submit", config_file(long), "--storage-env", "WHERE", "--address", head.address, "--json", *data,
     )  # fmt: skip
     refused = json.loads(nas(*command).out)
     followed = nas("logs", "-f", refused["job"], "--address", head.address, "--json")
@@ -139,5 +148,44 @@ def test_results_outlive_the_head(
         study = store.study("tiny")
         assert study is not None
         assert [len(trial.results) for trial in store.trials(study)] == [1] * 4
+        assert study.config["data"] == "nas-job-data/texts"
     same = json.loads(nas(*command).out)
     assert (same["job"], same["fresh"], same["status"]) == (made["job"], False, "succeeded")
+
+
+TELLING = """
+import sys
+from nas.workers import ray_pool
+from nas.cli.main import main
+
+def tell(job, text, far):
+    import nas.workers.node
+    from trainers.outcome import Unfit
+    return Unfit(why=" ".join([nas.workers.node.__file__, text.sha256, str(far)]))
+
+ray_pool.work = tell
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_search_from_outside_brings_its_code_and_its_text(
+    head: Any, start: Callable[..., Any], config_file: Callable[..., str], database: str, tmp_path: Path
+) -> None:
+    text = tmp_path / "one.txt"
+    text.write_text("a text of the person, which the nodes lack. " * 200)
+    config = config_file({"trials": 1, "tasks": {"bytes": {"steps": 2, "batch": 2}}})
+    process = start(
+        "-c", TELLING, "search", "--config", config, "--storage", database, "--data", str(text),
+        "--ray-address", f"127.0.0.1:{head.port}",
+        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN,
+    )  # fmt: skip
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 4, err
+    with Store.open(database, read_only=True) as store:
+        study = store.study("tiny")
+        assert study is not None
+        [trial] = store.trials(study)
+        place, digest, far = trial.why.split()
+        assert "py_modules_files" in place and far == "True"
+        assert digest == study.config["data_sha256"]
