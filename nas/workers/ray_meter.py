@@ -10,7 +10,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from nas.errors import EXIT_INTERNAL, Refused
 from nas.workers.pool import probe_job
-from nas.workers.ray_pool import connect
+from nas.workers.ray_pool import connect, wait_until
 from search_space.frame import Frame
 from search_space.layout import Layer, Layout
 from trainers.evaluate import Job
@@ -35,6 +35,12 @@ class RayMeter:
 
     def __init__(self, workers: int, address: str | None, device: str, *, gpus: float = 1.0) -> None:
         connect(workers, address)
+        if not wait_until(lambda resources: resources.get("GPU", 0) >= gpus, far=address is not None):
+            ray.shutdown()
+            raise Refused(
+                f"{device} is asked for, and the cluster at {address or 'this machine'} has no GPU: "
+                "add a node that has one, or set target.device and proxy.device to cpu"
+            )
         self.device = device
         kind = _commonest([node["Resources"] for node in ray.nodes() if node["Alive"]]) if gpus else None
         # Ray gives every node with such a GPU one unit of a resource by its name.

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +92,7 @@ class RayPool:
         self.quiet.enter_context(redirect_stdout(_Nowhere()))
         self.gpus = self._share() if gpus is None else gpus
         self.room, self.counted = 0, -math.inf
-        if not self._wait_for_room():
+        if not wait_until(lambda resources: self._room(resources) >= 1, far=self.far):
             self.stop()
             needs = f"one core and {self.gpus:g} GPU" if self.gpus else "one core"
             raise Refused(
@@ -173,13 +173,15 @@ class RayPool:
         by_gpu = math.floor(1 / self.gpus + 1e-9)
         return min(cores, int(resources.get("GPU", 0)) * by_gpu)
 
-    def _wait_for_room(self) -> bool:
-        until = time.monotonic() + (JOIN_S if self.far else 0)
-        while self._room(ray.cluster_resources()) < 1:
-            if time.monotonic() >= until:
-                return False
-            time.sleep(1)
-        return True
+
+def wait_until(there: Callable[[Mapping[str, float]], bool], *, far: bool) -> bool:
+    """Whether a cluster has what is needed; one elsewhere, whose nodes may be about to join, is given some time."""
+    until = time.monotonic() + (JOIN_S if far else 0)
+    while not there(ray.cluster_resources()):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(1)
+    return True
 
 
 def connect(workers: int, address: str | None, local_gpus: int | None = None) -> None:

@@ -101,6 +101,11 @@ def test_a_trial_that_no_node_has_room_for_is_refused(quiet: None) -> None:
     del quiet
     with pytest.raises(Refused, match="needs one core and 1 GPU"):
         ray_pool.RayPool(2, None, gpus=1.0, local_gpus=0)
+    assert not ray_pool.ray.is_initialized()
+    ray_pool.connect(1, None, 0)
+    with pytest.raises(Refused, match="cuda is asked for, and the cluster at this machine has no GPU"):
+        ray_meter.RayMeter(1, None, "cuda")
+    assert not ray_pool.ray.is_initialized()
 
 
 def test_the_commonest_kind_of_gpu_is_measured_on() -> None:
