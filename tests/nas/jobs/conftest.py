@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -33,6 +34,7 @@ class RayHead:
     """A head that can be killed and started again at the same address."""
 
     folder: Path
+    marked: Callable[[str], list[int]]
     port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
     client_port: int = field(default_factory=free_port)
@@ -95,27 +97,17 @@ class RayHead:
 
     def left(self) -> list[int]:
         """Processes of this head: those that carry its mark."""
-        wanted = f"{MARK}={self.folder}".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            with suppress(OSError):
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-        return found
+        return self.marked(f"{MARK}={self.folder}")
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[RayHead]:
+def head(marked: Callable[[str], list[int]]) -> Iterator[RayHead]:
     lacking = [name for name in NEEDED if find_spec(name.partition(".")[0]) is None]
     if lacking:
         pytest.skip(f"no job server of Ray here: {', '.join(lacking)} (pip install 'ray[default]')")
     # Ray's sockets have long names in it, and a socket's path is at most 107 bytes.
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="nas-head-", ignore_cleanup_errors=True) as folder:
-        made = RayHead(Path(folder))
+        made = RayHead(Path(folder), marked)
         try:
             made.start()
             yield made
