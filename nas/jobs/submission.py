@@ -142,8 +142,14 @@ def prepare(
             "stopped trials rest on the node that trained them, and start anew on another one: "
             "--set checkpoints=/a/folder/that/all/nodes/see lets them go on anywhere"
         )
+    # From here on the text is the one that travels, wherever it came from.
     wanted = Wanted(
-        config=config, shipped=shipped, database=database, data=data, wheel=wheel, installed=installed
+        config=resolve(shipped),
+        shipped=shipped,
+        database=database,
+        data=data,
+        wheel=wheel,
+        installed=installed,
     )
     return wanted, notes
 

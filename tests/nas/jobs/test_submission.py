@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -150,6 +151,10 @@ def test_what_travels_runs_by_itself(given: dict[str, Any], tmp_path: Path) -> N
     again = Jobs()
     sent(wanted, again)
     assert again.sent[0]["packed"] == cluster.sent[0]["packed"]
+    shutil.copytree(text, tmp_path / "elsewhere" / "texts")
+    moved = Jobs()
+    sent(wanted_of({**given, "tasks": tasks, "data": str(tmp_path / "elsewhere" / "texts")}), moved)
+    assert moved.sent[0]["id"] == cluster.sent[0]["id"]
     (text / "a.txt").write_text("c" * 2000)
     changed = Jobs()
     sent(wanted, changed)
