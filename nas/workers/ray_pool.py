@@ -1,9 +1,12 @@
 """Trials on Ray: a local cluster of this machine's cores, or one that is already there. Ray never retries; we do."""
 
+import atexit
 import io
 import logging
 import math
 import os
+import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, redirect_stdout
@@ -26,7 +29,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from nas.errors import EXIT_INTERNAL, Refused
+from nas.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, Refused
 from nas.jobs.bundle import package_folders
 from nas.workers.node import work
 from trainers.evaluate import Job
@@ -41,6 +44,8 @@ JOIN_S = 120.0
 """How long to wait for a cluster that is only just starting to have room for one trial."""
 COUNT_S = 5.0
 """How old a count of the cluster's cores and GPUs may be: nodes come and go."""
+LOST_S = 30.0
+"""How long the head may be away until the search leaves it: Ray would end our process without a word after a minute."""
 LEAST_SHARE = 1e-4
 """Ray counts GPUs in ten thousandths."""
 _IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -87,6 +92,10 @@ class RayPool:
         self.texts: dict[str, Any] = {}
         """By source, the text in Ray's store, from where every node fetches it once."""
         connect(workers, address, local_gpus)
+        self.head = str(ray.get_runtime_context().gcs_address)
+        self.heard = time.monotonic()
+        self.asked = self.heard
+        self.lost = False
         self.quiet = ExitStack()
         # When a worker dies, a thread of Ray prints that to standard output, where our data alone belongs.
         self.quiet.enter_context(redirect_stdout(_Nowhere()))
@@ -107,7 +116,8 @@ class RayPool:
     def capacity(self) -> int:
         """Trials that the cluster has room for now, so that no time limit runs out in a queue."""
         now = time.monotonic()
-        if now - self.counted > COUNT_S:
+        # Without its head a count would wait until Ray ends this process.
+        if now - self.counted > COUNT_S and _reachable(self.head):
             self.room, self.counted = self._room(ray.cluster_resources()), now
         # A cluster that loses its last node may get another one.
         return max(1, min(self.workers, self.room))
@@ -124,6 +134,7 @@ class RayPool:
         """The first task that ended, or that outlasted its limit and was ended by force."""
         if not self.running:
             return None
+        self._listen()
         done, _ = ray.wait(list(self.running), num_returns=1, timeout=timeout_s)
         for ref in done:
             return self.running.pop(ref).number, self._outcome(ref)
@@ -137,11 +148,33 @@ class RayPool:
 
     def stop(self) -> None:
         """Cancel what runs and leave the cluster; a local one goes down."""
-        for ref in self.running:
-            ray.cancel(ref, force=True)
+        if self.lost:
+            # There is nobody to say goodbye to: Ray's own would wait for an answer until it ends this process, and without
+            # it Ray's threads crash the interpreter as it ends.
+            atexit.unregister(ray.shutdown)
+            atexit.register(_leave)
+        else:
+            for ref in self.running:
+                ray.cancel(ref, force=True)
+            ray.shutdown()
         self.running.clear()
-        ray.shutdown()
         self.quiet.close()
+
+    def _listen(self) -> None:
+        """Raise Refused where the head has been away for long; what was running is tried again when the study goes on."""
+        now = time.monotonic()
+        if now - self.asked < COUNT_S:
+            return
+        self.asked = now
+        if _reachable(self.head):
+            self.heard = time.monotonic()
+        elif now - self.heard > LOST_S:
+            self.lost = True
+            raise Refused(
+                f"the head of the cluster at {self.head} has not answered for {LOST_S:.0f} seconds; every result is kept, "
+                "and the same command goes on once it is back",
+                EXIT_INTERRUPTED,
+            )
 
     def _outcome(self, ref: Any) -> Outcome:
         outcome = _outcome(ref)
@@ -172,6 +205,21 @@ class RayPool:
         # A trial's share lies on one GPU.
         by_gpu = math.floor(1 / self.gpus + 1e-9)
         return min(cores, int(resources.get("GPU", 0)) * by_gpu)
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _reachable(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def wait_until(there: Callable[[Mapping[str, float]], bool], *, far: bool) -> bool:

@@ -415,7 +415,7 @@ def test_every_command_and_option_has_help() -> None:
     commands = getattr(group, "commands")  # noqa: B009
     assert set(commands) == {
         "search", "front", "trials", "retry", "show", "explain", "cost", "measure", "evaluate", "mixers", "space", "report",
-        "dashboard", "db", "doctor", "warm", "tune",
+        "dashboard", "db", "doctor", "warm", "tune", "submit", "jobs", "logs", "cancel",
     }  # fmt: skip
     below = commands["db"].commands
     assert set(below) == {"status", "upgrade", "check"}

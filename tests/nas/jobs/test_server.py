@@ -189,3 +189,20 @@ def test_a_search_from_outside_brings_its_code_and_its_text(
         place, digest, far = trial.why.split()
         assert "py_modules_files" in place and far == "True"
         assert digest == study.config["data_sha256"]
+
+
+@pytest.mark.exhaustive
+def test_fault_05_the_head_dies_under_a_search_and_the_search_is_interrupted(
+    head: Any, start: Callable[..., Any], config_file: Callable[..., str], database: str
+) -> None:
+    process = start(
+        "-m", "nas", "search", "--config", config_file({"trials": 2, **ENDLESS}), "--storage", database,
+        "--ray-address", f"127.0.0.1:{head.port}", "--json",
+        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN,
+    )  # fmt: skip
+    until(lambda: states(database) == ["running"], lambda: str(process.poll()))
+    head.kill()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 5 and out == "", err
+    assert "has not answered for 30 seconds; every result is kept" in err and "Traceback" not in err
+    head.start()
