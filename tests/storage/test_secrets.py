@@ -43,10 +43,13 @@ TINY: dict[str, Any] = {
 }
 WITHOUT_STORAGE = ("cost", "mixers", "space", "tune", "warm", "evaluate", "measure")
 """Commands that take no --storage, or use it for nothing but latencies."""
+OF_A_CLUSTER = ("submit", "jobs", "logs", "cancel")
+"""Commands that ask a cluster; a password is followed through them beside their own tests."""
 READING: dict[str, tuple[str, ...]] = {
     "front": (),
     "trials": (),
     "show": ("0",),
+    "retry": ("--state", "lost"),
     "explain": (),
     "report": (),
     "dashboard": ("--study", "nobody's"),
@@ -161,7 +164,7 @@ def pages_of(url: str) -> str:
 
 def test_the_walk_knows_every_command() -> None:
     names = {command.name for command in app.registered_commands} | {f"db {name}" for name in db.COMMANDS}
-    assert names == {"search", *READING, *WITHOUT_STORAGE}
+    assert names == {"search", *READING, *WITHOUT_STORAGE, *OF_A_CLUSTER}
 
 
 def test_fault_42_secret_given_to_every_command(
