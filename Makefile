@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS ?= auto
 SOURCES := nas search_space kernels trainers storage dashboards
 
-.PHONY: install search test test-all lint bench readme format clean
+.PHONY: install search test test-all lint bench soak readme format clean
 
 install: $(VENV)/.runtime
 
@@ -40,6 +40,10 @@ test-all: lint
 
 bench: $(VENV)/.development
 	$(BIN)/python -m benchmarks.run
+
+# Two thousand short trials while drivers and workers are killed every few seconds, on SQLite and PostgreSQL.
+soak: $(VENV)/.development
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 # The table of all mixers in README.md, made anew from the vocabulary.
 readme: $(VENV)/.runtime

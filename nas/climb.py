@@ -57,7 +57,7 @@ def standing_of(trial: TrialRecord, axes: Sequence[Axis], heading: int | None = 
             for result in trial.results
         },
         heading=heading,
-        over=trial.state in ("unfit", "lost"),
+        over=trial.state in ("unfit", "lost", "quarantined"),
     )
 
 

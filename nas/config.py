@@ -167,7 +167,9 @@ class Config(Section):
     repeats: Annotated[int, Field(ge=0, le=MOST_SEED)] | None = None
     """Trainings with new seeds, of layouts near the front, once all trials are there; null: one for four trials."""
     attempts: Count = 3
-    """How often a trial that the machine lost is tried in all."""
+    """How often in a row a trial may be lost before it is not tried again."""
+    lease_s: float = Field(default=60.0, ge=1)
+    """How long a driver on a server that says nothing is believed to be alive."""
     checkpoints: str | None = None
     """The folder where stopped trials rest; null: beside a SQLite file, or in ~/.cache/nas. Workers on several machines
     need one that all of them see."""
@@ -194,8 +196,8 @@ class Config(Section):
 
 
 RUNNING_KEYS = (
-    "study", "storage", "trials", "repeats", "workers", "pool", "ray_address", "time_limit_s", "attempts", "checkpoints",
-    "latency_cache", "log_file", "log_level",
+    "study", "storage", "trials", "repeats", "workers", "pool", "ray_address", "time_limit_s", "attempts", "lease_s",
+    "checkpoints", "latency_cache", "log_file", "log_level",
 )  # fmt: skip
 """What may change when a study goes on: where and how long it runs, not what it means."""
 

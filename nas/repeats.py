@@ -11,6 +11,7 @@ from itertools import count
 from nas.config import MOST_SEED
 from nas.front import finished, front
 from nas.noise import chances
+from nas.others import Others
 from nas.plan import Plan
 from nas.results import records_of
 from nas.workers.pool import Pool
@@ -103,6 +104,7 @@ class Repeats:
     store: Store
     study: StudyRecord
     pool: Pool
+    others: Others
     tell: Callable[[TrialRecord, ResultRecord], None]
     """Told of each that ended, with the trial as it then is."""
     note: Callable[[str], None]
@@ -115,6 +117,9 @@ class Repeats:
         repeat = self._next(list(trials.values()))
         if repeat is None:
             return False
+        if not self.others.claim_repeat(repeat.number, repeat.seed):
+            self._reread(repeat.number, trials)
+            return True
         layout = from_json(trials[repeat.number].layout.layers)
         known = self.store.find_result(self.plan.evaluation_key(layout, repeat.seed))
         if known is not None:
@@ -144,18 +149,24 @@ class Repeats:
     def _next(self, trials: Sequence[TrialRecord]) -> Repeat | None:
         """What was lost and may be tried again, before anything new."""
         running = set(self.under_way.values())
+        elsewhere = {Repeat(number, seed) for number, seed in self.others.repeating()}
         for repeat, times in self.lost.items():
             if times < self.plan.config.attempts and repeat not in running:
                 return repeat
         given_up = [repeat for repeat, times in self.lost.items() if times >= self.plan.config.attempts]
         most = self.plan.config.most_repeats
-        return next_repeat(trials, self.study.axes, most=most, under_way=running, given_up=given_up)
+        return next_repeat(
+            trials, self.study.axes, most=most, under_way=running | elsewhere, given_up=given_up
+        )
 
     def _write(self, repeat: Repeat, result: ResultRecord, trials: MutableMapping[int, TrialRecord]) -> None:
         layout = from_json(trials[repeat.number].layout.layers)
         key = self.plan.evaluation_key(layout, repeat.seed)
         self.store.add_repeat(self.study, repeat.number, key, result)
-        trial = self.store.trial(self.study, repeat.number)
+        self.tell(self._reread(repeat.number, trials), result)
+
+    def _reread(self, number: int, trials: MutableMapping[int, TrialRecord]) -> TrialRecord:
+        trial = self.store.trial(self.study, number)
         assert trial is not None
-        trials[repeat.number] = trial
-        self.tell(trial, result)
+        trials[number] = trial
+        return trial

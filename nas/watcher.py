@@ -17,6 +17,9 @@ class Watcher(Protocol):
     ) -> None:
         """A trial ended, well or not."""
 
+    def followed(self, trial: TrialRecord, *, hypervolume: float) -> None:
+        """Another driver of the study ended a trial."""
+
     def repeated(self, trial: TrialRecord, result: ResultRecord) -> None:
         """A further seed of a finished trial came back; the trial has it already."""
 

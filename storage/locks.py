@@ -1,10 +1,13 @@
-"""One writer process a study: a lock that dies with its holder, as a file beside SQLite or in the server."""
+"""Who may write a study: one process where the database is a file, any number on a server, nobody during an upgrade.
+
+The locks die with their holders: of a file beside SQLite, of a session in the server.
+"""
 
 import fcntl
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,12 +22,15 @@ _HOLDER_PREFIX = "nas writer, pid "
 
 
 @contextmanager
-def writer_lock(database: Database, study: StudyRecord) -> Iterator[None]:
-    """Holds the study's only writer's place. StorageError where another process has it."""
+def writer_lock(database: Database, study: StudyRecord, back: Callable[[], None]) -> Iterator[None]:
+    """Holds a writer's place in the study. StorageError where another process writes a file, or upgrades a server.
+
+    `back` is asked whenever the place was lost with the server's connection and taken again.
+    """
     if database.read_only:
         raise StorageError(f"{database.place.shown} was opened for reading only: it has no writer")
     if database.place.kind == "server":
-        with _server_lock(database, study):
+        with _server_lock(database, study, back):
             yield
     elif database.place.path is not None:
         with _file_lock(database.place.path, study):
@@ -125,9 +131,9 @@ def _is_still_named(descriptor: int, path: Path) -> bool:
 
 
 @contextmanager
-def _server_lock(database: Database, study: StudyRecord) -> Iterator[None]:
+def _server_lock(database: Database, study: StudyRecord, back: Callable[[], None]) -> Iterator[None]:
     with ExitStack() as sessions:
-        place = _ServerPlace(database, study, sessions)
+        place = _ServerPlace(database, study, sessions, back)
         place.make_sure()
         database.before_writing.append(place.make_sure)
         try:
@@ -139,31 +145,31 @@ def _server_lock(database: Database, study: StudyRecord) -> Iterator[None]:
 class _ServerPlace:
     """A writer's place in a server, held by a session. A server that restarts forgets it, so each write asks first."""
 
-    def __init__(self, database: Database, study: StudyRecord, sessions: ExitStack) -> None:
-        self._database, self._study, self._sessions = database, study, sessions
+    def __init__(
+        self, database: Database, study: StudyRecord, sessions: ExitStack, back: Callable[[], None]
+    ) -> None:
+        self._database, self._study, self._sessions, self._back = database, study, sessions, back
         self._session: Connection | None = None
-        self._lost = False
+        self._was_lost = False
         self._turn = threading.Lock()
 
     def make_sure(self) -> None:
-        """Holds the lock afterwards. StorageError where another has it, or had the chance to take it for a while."""
+        """Holds the lock afterwards. StorageError while the database is upgraded, or where it was meanwhile."""
         with self._turn:
-            if self._lost:
-                raise StorageError(
-                    f"study {self._study.name!r} was taken over by another process while the server was away:"
-                    " end this one, and resume when the other has finished"
-                )
             if self._session is not None and not _answers(self._session):
                 self._sessions.close()
-                self._session = None
+                self._session, self._was_lost = None, True
             if self._session is None:
                 session = self._sessions.enter_context(self._database.session_of_its_own())
                 try:
                     _take(session, self._study)
                 except StorageError:
-                    self._lost = True  # its results are unknown here, so waiting for it would not be enough
+                    self._sessions.close()
                     raise
                 self._session = session
+            if self._was_lost:
+                self._back()
+                self._was_lost = False
 
 
 def _answers(session: Connection) -> bool:
@@ -178,9 +184,10 @@ def _take(session: Connection, study: StudyRecord) -> None:
     keys = {"space": ADVISORY_SPACE, "study": study.id}
     name = f"{_HOLDER_PREFIX}{os.getpid()} on {socket.gethostname()}"[:63]  # the server keeps 63 bytes
     session.execute(text("SELECT set_config('application_name', :name, false)"), {"name": name})
-    if session.execute(text("SELECT pg_try_advisory_lock(:space, :study)"), keys).scalar_one():
-        return
-    raise _taken(study, _server_holder(session, study) or "")
+    if not session.execute(text("SELECT pg_try_advisory_lock_shared(:space, :study)"), keys).scalar_one():
+        raise StorageError(
+            f"study {study.name!r} is in a database that is being upgraded: wait until nas db upgrade has ended"
+        )
 
 
 def _server_holder(connection: Connection, study: StudyRecord) -> str | None:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-State = Literal["waiting", "running", "done", "pruned", "unfit", "lost"]
-STATES: tuple[State, ...] = ("waiting", "running", "done", "pruned", "unfit", "lost")
+State = Literal["waiting", "running", "done", "pruned", "unfit", "lost", "quarantined"]
+STATES: tuple[State, ...] = ("waiting", "running", "done", "pruned", "unfit", "lost", "quarantined")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class TrialRecord:
     evaluation_key: str
     attempts: int
     why: str
-    """The reason of an unfit or lost ending; empty otherwise."""
+    """The reason of an ending without a result; empty otherwise."""
     results: tuple[ResultRecord, ...] = ()
     repeats: tuple[ResultRecord, ...] = ()
     """The same training to the end with other seeds, by seed."""

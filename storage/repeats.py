@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.errors import StorageError
 from storage.events import add_events
 from storage.records import ResultRecord, StudyRecord
 from storage.results import RESULT_COLUMNS, result_of
-from storage.tables import RepeatRow, ResultRow, TrialRow
+from storage.tables import RepeatClaimRow, RepeatRow, ResultRow, TrialRow
 
 _COLUMNS = tuple(getattr(RepeatRow, name) for name in RESULT_COLUMNS)
 
@@ -46,6 +46,9 @@ def insert_repeat(
         .on_conflict_do_nothing()
         .returning(RepeatRow.seed)
     ).first()
+    connection.execute(
+        delete(RepeatClaimRow).where(RepeatClaimRow.trial_id == row.id, RepeatClaimRow.seed == result["seed"])
+    )
     if added is None:
         return False
     payload = {"trial": number, "seed": result["seed"], "quality": result["quality"]}
@@ -67,3 +70,29 @@ def read_repeat(connection: Connection, evaluation_key: str) -> ResultRecord | N
     wanted = select(*_COLUMNS).where(RepeatRow.evaluation_key == evaluation_key)
     row = connection.execute(wanted.order_by(RepeatRow.trial_id, RepeatRow.seed).limit(1)).first()
     return None if row is None else result_of(row)
+
+
+def claim_repeat(connection: Connection, study: StudyRecord, number: int, seed: int, driver_id: int) -> bool:
+    """Takes a further seed of a trial for a driver; False where another driver has it, or its result is there."""
+    wanted = select(TrialRow.id).where(TrialRow.study_id == study.id, TrialRow.number == number)
+    trial_id = connection.execute(wanted.with_for_update(key_share=True)).scalar_one()
+    there = select(RepeatRow.seed).where(RepeatRow.trial_id == trial_id, RepeatRow.seed == seed)
+    if connection.execute(there).first() is not None:
+        return False
+    claim = {"trial_id": trial_id, "seed": seed}
+    dialect_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    connection.execute(
+        dialect_insert(RepeatClaimRow).values(**claim, driver_id=driver_id).on_conflict_do_nothing()
+    )
+    owner = select(RepeatClaimRow.driver_id).filter_by(**claim)
+    return connection.execute(owner).scalar() == driver_id
+
+
+def read_claims(connection: Connection, study: StudyRecord) -> list[tuple[int, int, int]]:
+    """Trial, seed and driver of every further seed that is being trained."""
+    wanted = (
+        select(TrialRow.number, RepeatClaimRow.seed, RepeatClaimRow.driver_id)
+        .join(TrialRow, RepeatClaimRow.trial_id == TrialRow.id)
+        .where(TrialRow.study_id == study.id)
+    )
+    return sorted((row.number, row.seed, row.driver_id) for row in connection.execute(wanted))

@@ -6,12 +6,14 @@ from typing import Any, Literal, Self
 
 from sqlalchemy import Connection
 
-from storage import events, latency, repeats, schema, studies, trials
+from storage import attempts, drivers, events, latency, repeats, schema, studies, trials
 from storage.engine import Database
 from storage.errors import ConnectionLost, StorageError, Taken
+from storage.leases import LEASE_S, Lease, leased
 from storage.locks import writer_lock
 from storage.place import place_of
 from storage.plain import numbers
+from storage.portions import read_in_portions
 from storage.records import (
     Axis,
     EventRecord,
@@ -25,9 +27,6 @@ from storage.records import (
 from storage.results import result_values
 from storage.summary import Summary, refresh
 from storage.tables import SCHEMA_VERSION
-
-PORTION = 500
-"""Trials that a reader of a file takes in one transaction."""
 
 
 class Store:
@@ -116,12 +115,20 @@ class Store:
         )
 
     @contextmanager
-    def writer(self, study: StudyRecord) -> Iterator[None]:
-        """Holds the place of the study's one writer process. StorageError where another process has it."""
-        with writer_lock(self._database, study):
-            # An upgrade keeps writers out, but not a process that has opened the database and not begun to write.
+    def writer(self, study: StudyRecord, *, lease_s: float = LEASE_S) -> Iterator[Lease]:
+        """A writer's place in the study, with a lease that is renewed until the end of the block.
+
+        On a server any number of processes may have one; of a file, StorageError where another process has it.
+        """
+
+        def require_newest() -> None:
             schema.require_newest(self._database)
-            yield
+
+        with writer_lock(self._database, study, require_newest):
+            # An upgrade keeps writers out, but not a process that has opened the database and not begun to write.
+            require_newest()
+            with leased(self._database, study, lease_s=lease_s) as lease:
+                yield lease
 
     # Trials
 
@@ -131,10 +138,31 @@ class Store:
         with self._database.writing() as connection:
             return trials.insert_trial(connection, study, layout, trial)
 
+    def open_trial(
+        self, study: StudyRecord, new: NewTrial, lease: Lease, *, most: int
+    ) -> tuple[TrialRecord, int] | None:
+        """Adds a trial and takes it at once: the trial as it waited, and the number of the attempt.
+
+        None where the study has `most` trials already, or one of this layout: another driver was quicker.
+        """
+        layout, trial = trials.layout_values(new.layout), trials.trial_values(new)
+        with self._database.writing() as connection:
+            return trials.open_trial(connection, study, layout, trial, driver_id=lease.driver_id, most=most)
+
     def start_trial(self, study: StudyRecord, number: int) -> int:
         """Starts a waiting or pruned trial and returns the number of the attempt: 1, 2, … StorageError for another."""
         with self._database.writing() as connection:
-            return trials.start(connection, study, number)
+            return attempts.start(connection, study, number)
+
+    def claim_trial(self, study: StudyRecord, number: int, lease: Lease) -> int | None:
+        """As `start_trial`, for a driver; None where another one was quicker."""
+        with self._database.writing() as connection:
+            return attempts.claim(connection, study, number, lease.driver_id)
+
+    def claim_waiting(self, study: StudyRecord, lease: Lease) -> tuple[int, int] | None:
+        """Takes the first waiting trial that no other driver is taking: its number and the attempt's; None if none waits."""
+        with self._database.writing() as connection:
+            return attempts.claim_waiting(connection, study, lease.driver_id)
 
     def finish_trial(
         self,
@@ -158,7 +186,7 @@ class Store:
 
         def commit() -> bool:
             with self._database.writing() as connection:
-                return trials.finish(
+                return attempts.finish(
                     connection, study, number, attempt, results=values, state=state, costs=more_costs
                 )
 
@@ -184,29 +212,87 @@ class Store:
             trial = self.trial(study, number)
             return (trial is not None and any(one.seed == result.seed for one in trial.repeats)) or commit()
 
+    def claim_repeat(self, study: StudyRecord, number: int, seed: int, lease: Lease) -> bool:
+        """Takes a further seed of a trial; False where another driver has it, or its result is there."""
+        with self._database.writing() as connection:
+            return repeats.claim_repeat(connection, study, number, seed, lease.driver_id)
+
+    def claimed_repeats(self, study: StudyRecord) -> list[tuple[int, int, int]]:
+        """Trial, seed and driver of every further seed that is being trained."""
+        with self._database.reading() as connection:
+            return repeats.read_claims(connection, study)
+
     def fail_trial(
         self,
         study: StudyRecord,
         number: int,
         attempt: int,
-        state: Literal["unfit", "lost", "waiting"],
+        state: Literal["unfit", "lost", "quarantined", "waiting"],
         why: str,
     ) -> bool:
         """Ends an attempt without a result ("waiting": back for another); False where it is not the running one."""
 
         def commit() -> bool:
             with self._database.writing() as connection:
-                return trials.fail(connection, study, number, attempt, state=state, why=why)
+                return attempts.fail(connection, study, number, attempt, state=state, why=why)
 
         try:
             return commit()
         except ConnectionLost:
             return self._stands(study, number, attempt, state) or commit()
 
-    def requeue_running(self, study: StudyRecord) -> list[int]:
-        """At resume, as the study's writer: running trials wait again. Returns their numbers."""
+    def lose_trial(
+        self,
+        study: StudyRecord,
+        number: int,
+        attempt: int,
+        why: str,
+        *,
+        last: Literal["lost", "quarantined"],
+        most: int,
+    ) -> State | None:
+        """Ends an attempt that failed: the trial waits for another, or ends as `last` if it was the `most`-th in a row.
+
+        Returns the state that it has then; None, and nothing changed, where this is not the running attempt.
+        """
+
+        def commit() -> State | None:
+            with self._database.writing() as connection:
+                return attempts.lose(connection, study, number, attempt, last=last, why=why, attempts=most)
+
+        try:
+            return commit()
+        except ConnectionLost:
+            trial = self.trial(study, number)
+            ended = trial is not None and trial.attempts == attempt and trial.state in ("waiting", last)
+            return trial.state if trial is not None and ended else commit()
+
+    def requeue_abandoned(self, study: StudyRecord) -> list[int]:
+        """Running trials whose driver is gone, or silent for longer than its lease, wait again. Returns their numbers."""
         with self._database.writing() as connection:
-            return trials.requeue_running(connection, study)
+            drivers.end_silent(connection, study)
+            return attempts.requeue_abandoned(connection, study)
+
+    def retry_trials(self, study: StudyRecord, numbers: Collection[int]) -> list[int]:
+        """Lets unfit, lost and quarantined trials wait for another attempt. StorageError, and no change, for others."""
+        with self._database.writing() as connection:
+            return attempts.retry(connection, study, sorted(numbers))
+
+    def set_aside(self, evaluation_key: str) -> str | None:
+        """In words, which quarantined trial of any study here would train exactly this; None if there is none."""
+        with self._database.reading() as connection:
+            found = trials.read_set_aside(connection, evaluation_key)
+            return None if found is None else f"as trial {found[1]} of study {found[0]!r}: {found[2]}"
+
+    def changed_trials(self, study: StudyRecord, after: int) -> tuple[int, list[int]]:
+        """The number of the study's last event, and the trials that events after a number tell of."""
+        with self._database.reading() as connection:
+            return trials.read_changed(connection, study, after)
+
+    def last_event(self, study: StudyRecord) -> int:
+        """The number of the study's last event; 0 if there is none."""
+        with self._database.reading() as connection:
+            return trials.last_event(connection, study)
 
     def update_costs(self, study: StudyRecord, number: int, costs: Mapping[str, float]) -> None:
         """Adds to a trial's costs or replaces them by name, in whatever state. ValueError where one is not finite."""
@@ -229,7 +315,7 @@ class Store:
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"offset is {offset} and limit is {limit}: neither may be negative")
         if limit is None and not offset and self._database.read_only and self._database.place.kind == "file":
-            return self._in_portions(study, states)
+            return read_in_portions(self._database.reading, study, states, self._has_repeats)
         with self._database.reading() as connection:
             return trials.read_trials(
                 connection,
@@ -302,21 +388,6 @@ class Store:
         """Events in order after a number, of one study or of all: give the last `seq` seen to go on from there."""
         with self._database.reading() as connection:
             return events.read_events(connection, None if study is None else study.id, after, limit)
-
-    def _in_portions(self, study: StudyRecord, states: Collection[State] | None) -> list[TrialRecord]:
-        with self._database.reading() as connection:
-            count = trials.count_numbers(connection, study)
-        found: list[TrialRecord] = []
-        for first in range(0, count, PORTION):
-            with self._database.reading() as connection:
-                found += trials.read_trials(
-                    connection,
-                    study,
-                    states=states,
-                    numbers=range(first, min(first + PORTION, count)),
-                    repeats=self._has_repeats(connection),
-                )
-        return found
 
     def _has_repeats(self, connection: Connection) -> bool:
         """Whether the tables hold repeats; those of an older version do once a writer has opened them."""

@@ -22,9 +22,9 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from storage.records import STATES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Rises with every change of the tables below, together with a step in `storage.migrations` and a database of the
-version before among the tests' data. 1: without repeats."""
+version before among the tests' data. 1: without repeats. 2: one driver a study, without leases."""
 
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 """A row whose columns are read by name."""
@@ -82,6 +82,17 @@ class StudyRow(Base):
     created_at: Mapped[float]
 
 
+class DriverRow(Base):
+    __tablename__ = "nas_drivers"
+    __table_args__ = (Index("nas_drivers_by_study", "study_id", "ended_at"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("nas_studies.id"))
+    name: Mapped[str]
+    started_at: Mapped[float]
+    lease_until: Mapped[float]
+    ended_at: Mapped[float | None]
+
+
 class LayoutRow(Base):
     __tablename__ = "nas_layouts"
     key: Mapped[str] = mapped_column(primary_key=True)
@@ -115,6 +126,8 @@ class TrialRow(Base):
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     ended_at: Mapped[float | None]
+    driver_id: Mapped[int | None] = mapped_column(ForeignKey("nas_drivers.id", name="nas_trial_driver"))
+    failures: Mapped[int] = mapped_column(server_default="0")
 
 
 class ResultRow(Base):
@@ -144,6 +157,13 @@ class RepeatRow(Base):
     tokens: Mapped[int]
     train_s: Mapped[float]
     worker_s: Mapped[float]
+
+
+class RepeatClaimRow(Base):
+    __tablename__ = "nas_repeat_claims"
+    trial_id: Mapped[int] = mapped_column(ForeignKey("nas_trials.id"), primary_key=True)
+    seed: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    driver_id: Mapped[int] = mapped_column(ForeignKey("nas_drivers.id"))
 
 
 class LatencyRow(Base):

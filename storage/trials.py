@@ -1,18 +1,19 @@
-"""Rows of trials, their layouts and results: counting, fencing, and reading many in two queries."""
+"""Rows of trials, their layouts and results: adding, counting, and reading many in a few queries."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from storage.attempts import held, start
 from storage.errors import StorageError
 from storage.events import add_events
-from storage.plain import numbers, plain, printable, storable
+from storage.plain import numbers, plain, storable
 from storage.records import STATES, LayoutRecord, NewTrial, ResultRecord, State, StudyRecord, TrialRecord
 from storage.repeats import read_repeat, read_repeats
 from storage.results import RESULT_COLUMNS, result_of
-from storage.tables import AnyRow, LayoutRow, ResultRow, StudyRow, TrialRow, epoch_now
+from storage.tables import AnyRow, EventRow, LayoutRow, ResultRow, StudyRow, TrialRow, epoch_now
 
 _SELECT = select(
     TrialRow.id,
@@ -64,13 +65,48 @@ def insert_trial(
     connection: Connection, study: StudyRecord, layout: Mapping[str, Any], trial: Mapping[str, Any]
 ) -> TrialRecord:
     """Adds a waiting trial under the study's next number. StorageError where the study or the layout is not its own."""
+    number = _insert(connection, study, layout, trial, _next_number(connection, study))
+    return read_trials(connection, study, number=number)[0]
+
+
+def open_trial(
+    connection: Connection,
+    study: StudyRecord,
+    layout: Mapping[str, Any],
+    trial: Mapping[str, Any],
+    *,
+    driver_id: int,
+    most: int,
+) -> tuple[TrialRecord, int] | None:
+    """As `insert_trial`, and takes it at once: the trial as it waited, and the attempt's number.
+
+    None where the study has so many trials already, or one of this layout: another driver was quicker.
+    """
+    number = _next_number(connection, study)
+    if number >= most or number_with_layout(connection, study, layout["key"]) is not None:
+        return None
+    _insert(connection, study, layout, trial, number)
+    opened = read_trials(connection, study, number=number)[0]
+    return opened, start(connection, study, number, driver_id)
+
+
+def _next_number(connection: Connection, study: StudyRecord) -> int:
     # The study's row is held until the commit, so that two writers cannot count to the same number. Not FOR UPDATE:
     # that would also stop an event that only refers to the study, and the two could wait for each other for ever.
-    held = select(StudyRow.id).where(StudyRow.id == study.id).with_for_update(key_share=True)
-    if connection.execute(held).scalar() is None:
+    held_study = select(StudyRow.id).where(StudyRow.id == study.id).with_for_update(key_share=True)
+    if connection.execute(held_study).scalar() is None:
         raise StorageError(f"there is no study {study.name!r} here: make it first")
+    return count_numbers(connection, study)
+
+
+def _insert(
+    connection: Connection,
+    study: StudyRecord,
+    layout: Mapping[str, Any],
+    trial: Mapping[str, Any],
+    number: int,
+) -> int:
     _insert_layout(connection, layout)
-    number = count_numbers(connection, study)
     connection.execute(
         insert(TrialRow).values(
             **trial,
@@ -84,7 +120,7 @@ def insert_trial(
         )
     )
     add_events(connection, study.id, "trial_waiting", [{"trial": number, "layout": layout["text"]}])
-    return read_trials(connection, study, number=number)[0]
+    return number
 
 
 def _insert_layout(connection: Connection, layout: Mapping[str, Any]) -> None:
@@ -98,92 +134,9 @@ def _insert_layout(connection: Connection, layout: Mapping[str, Any]) -> None:
         )
 
 
-def start(connection: Connection, study: StudyRecord, number: int) -> int:
-    """Takes a waiting or pruned trial for its next attempt; returns the attempt's number. StorageError for another."""
-    row = _held(connection, study, number)
-    if row.state not in ("waiting", "pruned"):
-        raise StorageError(
-            f"trial {number} of study {study.name!r} is {row.state}: only a waiting or pruned one can be started"
-        )
-    attempt: int = row.attempts + 1
-    connection.execute(
-        update(TrialRow)
-        .where(TrialRow.id == row.id)
-        .values(state="running", attempts=attempt, started_at=epoch_now(), ended_at=None)
-    )
-    add_events(connection, study.id, "trial_running", [{"trial": number, "attempt": attempt}])
-    return attempt
-
-
-def finish(
-    connection: Connection,
-    study: StudyRecord,
-    number: int,
-    attempt: int,
-    *,
-    results: Sequence[Mapping[str, Any]],
-    state: State,
-    costs: Mapping[str, float],
-) -> bool:
-    """Commits results, the last of which is the attempt's own, if it is the one that runs; else notes that it is late."""
-    row = _held(connection, study, number)
-    if not _is_running(connection, study, row, attempt, state):
-        return False
-    connection.execute(insert(ResultRow), [{**result, "trial_id": row.id} for result in results])
-    result = results[-1]
-    connection.execute(
-        update(TrialRow)
-        .where(TrialRow.id == row.id)
-        .values(state=state, costs={**row.costs, **costs}, ended_at=epoch_now())
-    )
-    payload = {"trial": number, "attempt": attempt, "rung": result["rung"], "quality": result["quality"]}
-    add_events(connection, study.id, f"trial_{state}", [payload])
-    return True
-
-
-def fail(
-    connection: Connection, study: StudyRecord, number: int, attempt: int, *, state: State, why: str
-) -> bool:
-    """Ends the running attempt without a result, or puts the trial back; otherwise notes that it came too late."""
-    row = _held(connection, study, number)
-    if not _is_running(connection, study, row, attempt, state):
-        return False
-    why = printable(why)
-    put_back = state == "waiting"
-    connection.execute(
-        update(TrialRow)
-        .where(TrialRow.id == row.id)
-        .values(
-            state=state, why="" if put_back else why, **_TIMES_WHEN_WAITING if put_back else _TIMES_WHEN_ENDED
-        )
-    )
-    kind = "trial_requeued" if put_back else f"trial_{state}"
-    add_events(connection, study.id, kind, [{"trial": number, "attempt": attempt, "why": why}])
-    return True
-
-
-_TIMES_WHEN_WAITING: dict[str, Any] = {"started_at": None}
-_TIMES_WHEN_ENDED: dict[str, Any] = {"ended_at": epoch_now()}
-
-
-def requeue_running(connection: Connection, study: StudyRecord) -> list[int]:
-    """Puts every running trial back, as its writer is gone; returns their numbers in order."""
-    requeued = connection.execute(
-        update(TrialRow)
-        .where(TrialRow.study_id == study.id, TrialRow.state == "running")
-        .values(state="waiting", **_TIMES_WHEN_WAITING)
-        .returning(TrialRow.number, TrialRow.attempts)
-    ).all()
-    requeued = sorted(requeued)
-    payloads = [{"trial": number, "attempt": attempt, "why": "resumed"} for number, attempt in requeued]
-    if payloads:
-        add_events(connection, study.id, "trial_requeued", payloads)
-    return [number for number, _attempt in requeued]
-
-
 def merge_costs(connection: Connection, study: StudyRecord, number: int, costs: Mapping[str, float]) -> None:
     """Adds to a trial's costs, or replaces those of the same name."""
-    row = _held(connection, study, number)
+    row = held(connection, study, number)
     connection.execute(update(TrialRow).where(TrialRow.id == row.id).values(costs={**row.costs, **costs}))
 
 
@@ -260,31 +213,31 @@ def read_result(connection: Connection, evaluation_key: str, *, repeats: bool = 
     return read_repeat(connection, evaluation_key) if repeats else None
 
 
-def _held(connection: Connection, study: StudyRecord, number: int) -> AnyRow:
-    """The trial's row, which nobody else may change before the commit."""
-    wanted = select(TrialRow.id, TrialRow.number, TrialRow.state, TrialRow.attempts, TrialRow.costs).where(
-        TrialRow.study_id == study.id, TrialRow.number == number
+def read_set_aside(connection: Connection, evaluation_key: str) -> tuple[str, int, str] | None:
+    """Study, number and reason of the first quarantined trial under this key."""
+    wanted = (
+        select(StudyRow.name, TrialRow.number, TrialRow.why)
+        .join(StudyRow, TrialRow.study_id == StudyRow.id)
+        .where(TrialRow.evaluation_key == evaluation_key, TrialRow.state == "quarantined")
+        .order_by(TrialRow.id)
+        .limit(1)
     )
-    row = connection.execute(wanted.with_for_update(key_share=True)).first()
-    if row is None:
-        raise StorageError(f"study {study.name!r} has no trial {number}: see its numbers with nas trials")
-    return row
+    row = connection.execute(wanted).first()
+    return None if row is None else (row.name, row.number, row.why)
 
 
-def _is_running(
-    connection: Connection, study: StudyRecord, row: AnyRow, attempt: int, offered: State
-) -> bool:
-    if row.state == "running" and row.attempts == attempt:
-        return True
-    payload = {
-        "trial": row.number,
-        "attempt": attempt,
-        "offered": offered,
-        "state": row.state,
-        "attempts": row.attempts,
-    }
-    add_events(connection, study.id, "late_result_rejected", [payload])
-    return False
+def read_changed(connection: Connection, study: StudyRecord, after: int) -> tuple[int, list[int]]:
+    """The number of the study's last event, and the trials that events after a number tell of."""
+    wanted = select(EventRow.seq, EventRow.payload).where(EventRow.study_id == study.id, EventRow.seq > after)
+    rows = connection.execute(wanted.order_by(EventRow.seq)).all()
+    numbers_of = {row.payload["trial"] for row in rows if "trial" in row.payload}
+    return (rows[-1].seq if rows else after), sorted(numbers_of)
+
+
+def last_event(connection: Connection, study: StudyRecord) -> int:
+    """The number of the study's last event; 0 if there is none."""
+    wanted = select(func.max(EventRow.seq)).where(EventRow.study_id == study.id)
+    return connection.execute(wanted).scalar() or 0
 
 
 def _trial(row: AnyRow, results: tuple[ResultRecord, ...], repeats: tuple[ResultRecord, ...]) -> TrialRecord:

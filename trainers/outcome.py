@@ -51,6 +51,8 @@ class Lost:
     """The machine is to blame: the same layout may be tried again."""
 
     why: str
+    crashed: bool = False
+    """The worker's process died, which the layout may have brought about after all."""
 
 
 Outcome = Measured | Unfit | Lost

@@ -86,7 +86,7 @@ def check(storage: StorageOption = None, json: JsonOption = False) -> int:
     from nas.open_study import storage_url
     from storage.check import check as look
 
-    found = look(storage_url(storage), _key_and_text)
+    found = look(storage_url(storage), key_and_text)
     if json:
         print_json(
             {
@@ -111,7 +111,7 @@ def check(storage: StorageOption = None, json: JsonOption = False) -> int:
     return EXIT_STORAGE if found.findings else 0
 
 
-def _key_and_text(layers: list[Any]) -> tuple[str, str]:
+def key_and_text(layers: list[Any]) -> tuple[str, str]:
     """What a layout's stored layers say of its key and text; ValueError where they are no layout."""
     from search_space.layout import from_json
 

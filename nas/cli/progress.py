@@ -92,6 +92,19 @@ class ProgressWatcher:
         elif trial.state not in ("done", "pruned"):
             self._line(f"trial {trial.number} {trial.layout.text}: {ending}")
 
+    def followed(self, trial: TrialRecord, *, hypervolume: float) -> None:
+        """One trial less to come, by another driver."""
+        if trial.number not in self.again:
+            self.over.add(trial.number)
+        self.done = self.before + len(self.over)
+        self.volumes.append(hypervolume)
+        self._show()
+        if self.progress is None:
+            self._line(
+                f"[{self.done}/{self.total}] trial {trial.number} {trial.layout.text}: {trial.state} elsewhere; "
+                f"hypervolume {hypervolume:.3f}"
+            )
+
     def repeated(self, trial: TrialRecord, result: ResultRecord) -> None:
         """One more seed."""
         self.repeated_now += 1

@@ -24,6 +24,7 @@ from nas.errors import EXIT_INTERRUPTED, EXIT_NOTHING, Refused, reading_input
 from nas.front import finished, front, hypervolume
 from nas.logged import logged
 from nas.logs import log_path
+from nas.memory import ENDED
 from nas.plan import Plan, families, make_plan
 from nas.prices import LatencyBook, open_machine_table
 from nas.redaction import secrets_in
@@ -32,6 +33,7 @@ from nas.samplers.registry import check_sampler, make_sampler
 from nas.search import Ending, Search
 from nas.workers.inline import InlinePool
 from nas.workers.pool import Pool, probe_job
+from storage.errors import StorageError
 from storage.records import StudyRecord, TrialRecord
 from storage.store import Store
 from trainers.measure import device_name
@@ -64,21 +66,33 @@ def run_search(given: Mapping[str, Any], *, json_output: bool) -> int:
             with reading_input():
                 plan, bounds = _bounded(plan, book)
             _announce(plan, store, known, out)
-            with reading_input():
-                axes = known.axes if known else make_axes(plan, book, say)
-            study = known or store.create_study(
-                name=config.study,
-                config=_stored(plan),
-                config_hash=hash_of(_stored(plan)),
-                axes=axes,
-                families=families(),
-            )
+            study = known or _made(plan, store, book)
             ending = _search(plan, store, study, book, bounds, out)
         trials = store.trials(study)
         _tell(plan, store, study, trials, ending, json_output=json_output)
         if ending.interrupted:
             return EXIT_INTERRUPTED
         return 0 if finished(trials) else EXIT_NOTHING
+
+
+def _made(plan: Plan, store: Store, book: LatencyBook) -> StudyRecord:
+    """The study, made now, unless another driver has made it since."""
+    with reading_input():
+        axes = make_axes(plan, book, say)
+    try:
+        return store.create_study(
+            name=plan.config.study,
+            config=_stored(plan),
+            config_hash=hash_of(_stored(plan)),
+            axes=axes,
+            families=families(),
+        )
+    except StorageError:
+        study = store.study(plan.config.study)
+        if study is None:
+            raise
+    _check_same(study, _stored(plan))
+    return study
 
 
 def _with_study(first: Config, given: Mapping[str, Any], known: StudyRecord | None) -> Config:
@@ -237,7 +251,7 @@ def _search(
     config = plan.config
     there = store.counts(study)
     known = store.trials(study)
-    ended = sum(there[state] for state in ("done", "pruned", "unfit", "lost"))
+    ended = sum(there[state] for state in ENDED)
     waiting = there["waiting"] + there["running"]
     complete = ended >= config.trials and not waiting and not _resting(plan, study, known)
     if complete and not _to_repeat(plan, study, known):
@@ -264,6 +278,7 @@ def _search(
                 watcher=watcher,
                 given_bounds=bounds,
                 climb=climb_of(plan, study),
+                isolate=pool.isolate if isinstance(pool, InlinePool) else None,
             )
             ending = search.run()
             watcher.over(ending)

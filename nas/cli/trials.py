@@ -18,7 +18,9 @@ def command(
     storage: StorageOption = None,
     state: Annotated[
         list[str] | None,
-        typer.Option(help="Only those: done, pruned (stopped at a rung), unfit, lost, running, waiting."),
+        typer.Option(
+            help="Only those: done, pruned (stopped at a rung), unfit, lost, quarantined, running, waiting."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> int:

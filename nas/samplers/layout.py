@@ -22,7 +22,7 @@ from search_space.layout import Layout
 from search_space.space import Space
 
 STARTS = 10
-BOLD_EVERY, DOUBT = 4, 2.5
+BOLD_EVERY, DOUBT = 3, 2.5
 """One proposal in so many takes the guesses for so many times as unsure: who always trusts them stays beside what is known."""
 
 

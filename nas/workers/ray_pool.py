@@ -94,7 +94,7 @@ def _outcome(ref: Any) -> Outcome:
     except OutOfMemoryError:
         return Lost(why="the host ran out of memory and Ray ended the worker")
     except (WorkerCrashedError, GetTimeoutError) as error:
-        return Lost(why=f"the worker died: {type(error).__name__}")
+        return Lost(why=f"the worker died: {type(error).__name__}", crashed=True)
     except RayTaskError as error:
         # A bug in our code travels as the exception it was.
         raise error.as_instanceof_cause() from None

@@ -329,7 +329,7 @@ def test_the_sampler_is_told_what_is_expected_and_then_what_is(
 
     monkeypatch.setattr(OptunaSampler, "tell", watch)
     house.search(Script(), {"sampler": "tpe"})
-    tokens = house.last.tokens
+    tokens = house.last.memory.tokens
     expected = house.climb.expected()
     for trial in house.trials:
         last = told[tokens[trial.number]][-1] if tokens[trial.number] >= 0 else None

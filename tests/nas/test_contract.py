@@ -56,7 +56,7 @@ def test_search_answers_with_one_object(search: Run, url: str) -> None:
     assert set(said.json) == {"study", "storage", "trials", "hypervolume", "front", "rungs"}
     assert said.json["rungs"] is None
     assert (said.json["study"], said.json["storage"]) == ("tiny", url)
-    counts = {"done": 6, "waiting": 0, "running": 0, "pruned": 0, "unfit": 0, "lost": 0}
+    counts = {"done": 6, "waiting": 0, "running": 0, "pruned": 0, "unfit": 0, "lost": 0, "quarantined": 0}
     assert said.json["trials"] == counts
     assert 0 <= said.json["hypervolume"] <= 1
     assert said.json["front"] and all(set(row) == FRONT_KEYS for row in said.json["front"])
@@ -414,7 +414,7 @@ def test_every_command_and_option_has_help() -> None:
     group = typer.main.get_command(app)
     commands = getattr(group, "commands")  # noqa: B009
     assert set(commands) == {
-        "search", "front", "trials", "show", "explain", "cost", "measure", "evaluate", "mixers", "space", "report",
+        "search", "front", "trials", "retry", "show", "explain", "cost", "measure", "evaluate", "mixers", "space", "report",
         "dashboard", "db", "doctor", "warm", "tune",
     }  # fmt: skip
     below = commands["db"].commands

@@ -81,7 +81,7 @@ def test_ctrl_c_finishes_what_runs_and_the_same_command_goes_on(search: Start, u
         assert after[trial.number].results == trial.results
 
 
-def test_ctrl_c_twice_stops_at_once(search: Start, url: str) -> None:
+def test_fault_32_ctrl_c_twice_stops_at_once(search: Start, url: str) -> None:
     process = search("--set", "tasks.mqar.steps=100000")
     read_until(process, "first trial running")
     time.sleep(0.5)
@@ -93,7 +93,7 @@ def test_ctrl_c_twice_stops_at_once(search: Start, url: str) -> None:
     assert [(trial.state, trial.attempts) for trial in trials_of(url)] == [("waiting", 1)]
 
 
-def test_a_termination_is_as_two_interrupts(search: Start, url: str) -> None:
+def test_fault_31_a_termination_puts_back_what_runs(search: Start, url: str) -> None:
     process = search("--set", "tasks.mqar.steps=100000")
     read_until(process, "first trial running")
     process.send_signal(signal.SIGTERM)
@@ -120,7 +120,7 @@ def test_a_killed_search_goes_on_with_one_result_a_trial(search: Start, url: str
         assert after[number].attempts == 2
 
 
-def test_two_drivers_of_one_study_do_not_run_together(search: Start, url: str) -> None:
+def test_fault_15_two_drivers_of_one_file_do_not_run_together(search: Start, url: str) -> None:
     first = search("--set", "tasks.mqar.steps=100000")
     read_until(first, "first trial running")
     second = search("--set", "tasks.mqar.steps=100000")

@@ -85,6 +85,18 @@ def test_the_table_of_hybrids_is_whole() -> None:
         assert np.allclose(spread["min"], spread["max"], rtol=1e-5)
 
 
+def test_the_second_seed_of_the_hybrids_is_a_quarter_of_them_trained_anew() -> None:
+    first, second = (pd.read_csv(path).set_index("layout") for path in (table_facts.TABLE, table_facts.AGAIN))
+    assert second.index.is_unique and len(second) >= len(first) / 4
+    same = first.loc[second.index]
+    for cost in ("params", "kv_bytes"):
+        assert (same[cost] == second[cost]).all()
+    assert (same["quality"] != second["quality"]).mean() > 0.9
+    # Drawn by chance: every mixer stands in every place, about as often as in the whole table.
+    layers = pd.DataFrame([[str(layer) for layer in read(text).layers] for text in second.index])
+    assert layers.apply(lambda column: column.value_counts(normalize=True)).min().min() > 0.1
+
+
 def test_what_a_table_says_is_what_its_rows_say() -> None:
     layouts = ["2*full/none", "full/none shortconv/none", "shortconv/none full/none", "2*shortconv/none"]
     table = pd.DataFrame(

@@ -18,7 +18,8 @@ from nas.prices import LatencyBook
 from nas.samplers.optuna_sampler import OptunaSampler
 from nas.samplers.registry import make_sampler
 from nas.samplers.sampler import Aim
-from nas.search import Ending, Search, Stopped
+from nas.search import Ending, Search
+from nas.stopping import Stopped
 from nas.workers.inline import InlinePool
 from storage.records import Axis, TrialRecord
 from storage.store import Store
@@ -277,7 +278,7 @@ def test_proposals_against_the_constraints_are_skipped_not_trained(house: House)
         assert house.last.plan.space.why_not(_layout(trial)) is None
 
 
-def test_a_result_of_another_study_is_taken_over_and_not_trained(house: House) -> None:
+def test_fault_16_a_result_of_another_study_is_taken_over_and_not_trained(house: House) -> None:
     house.search(Script())
     other = house.store.create_study(name="b", config={}, config_hash="", axes=AXES, families={})
     pool = Script()

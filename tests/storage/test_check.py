@@ -241,7 +241,7 @@ with store.writer(study):
         [(kind, said)] = _until_freed(sound)
         assert kind == "writers" and "trials 3, 4 are running, but no process writes the study" in said
         with store.writer(study):
-            store.requeue_running(study)
+            store.requeue_abandoned(study)
     assert findings(sound) == []
 
 

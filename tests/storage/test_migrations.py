@@ -160,6 +160,7 @@ def test_what_alembic_does_not_compare_is_compared_too(shared_url: str) -> None:
     Store.open(shared_url).close()
     with connected(shared_url) as connection:
         connection.execute(text("DROP TABLE nas_repeats"))
+        connection.execute(text("DROP TABLE nas_repeat_claims"))
         connection.execute(text("DROP TABLE nas_results"))
         connection.execute(text("DROP TABLE nas_trials"))
         connection.execute(text("CREATE TABLE nas_trials (id BIGINT, study_id TEXT NOT NULL)"))
@@ -269,7 +270,10 @@ def test_fault_30_upgrade_killed_midway_rolls_back_and_a_rerun_completes(
     before = contents(url)
     upgrading = child(UPGRADE_AND_STAND, url, place)
     assert upgrading.line() == "midway"
-    assert contents(url) == before  # who reads is not kept waiting, and sees nothing of it
+    if not (
+        url.startswith("postgresql") and place == "commit"
+    ):  # a server keeps readers from a table that is altered
+        assert contents(url) == before  # who reads sees nothing of it
     os.kill(upgrading.process.pid, signal.SIGKILL)
     upgrading.process.wait()
     assert contents(url) == before
@@ -356,7 +360,7 @@ from storage.place import place_of
 from storage.store import Store
 with Store.open(sys.argv[1], read_only=True) as store:
     study = store.studies()[0]
-with writer_lock(Database(place_of(sys.argv[1]), read_only=False), study):  # as an older release does
+with writer_lock(Database(place_of(sys.argv[1]), read_only=False), study, lambda: None):
     print("writing", flush=True)
     input()
 """
@@ -389,7 +393,8 @@ print(done.before, done.after, flush=True)
     assert [one.line() for one in both] == ["ready", "ready"]
     for one in both:
         one.go_on()
-    assert sorted(one.line() for one in both) in (["1 2", "2 2"],)
+    newest = SCHEMA_VERSION
+    assert sorted(one.line() for one in both) == [f"1 {newest}", f"{newest} {newest}"]
     with connected(url) as connection:
         assert differences(connection) == []
 

@@ -154,7 +154,7 @@ except StorageError as error:
     assert "cannot be written" in refusal or "you may read and write in it" in refusal
 
 
-def test_a_server_that_takes_no_writes_is_refused_but_can_be_read(server) -> None:
+def test_fault_25_a_server_that_takes_no_writes_is_refused_but_can_be_read(server) -> None:
     url = server.new_database()
     Store.open(url).close()
     name = url.rpartition("/")[2]
@@ -248,7 +248,10 @@ def test_a_password_in_the_query_is_masked_however_odd(secret: str) -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (SCHEMA_VERSION + 1, "newer than 2, the newest known here: install the release that wrote it"),
+        (
+            SCHEMA_VERSION + 1,
+            f"newer than {SCHEMA_VERSION}, the newest known here: install the release that wrote it",
+        ),
         (schema.OLDEST - 1, "older than 1, the oldest that can be brought up to date"),
     ],
 )
@@ -294,7 +297,7 @@ def test_the_rules_of_every_sqlite_connection(file_url: str) -> None:
     assert values == [1, 2, 30_000, "delete"]
 
 
-def test_a_full_disk_is_an_error_and_no_damage(file_url: str) -> None:
+def test_fault_19_a_full_disk_is_an_error_and_no_damage(file_url: str) -> None:
     with Store.open(file_url) as store:
         study = store.studies()[0]
         with store._database.reading() as connection:
@@ -311,7 +314,7 @@ def test_a_full_disk_is_an_error_and_no_damage(file_url: str) -> None:
             assert connection.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
 
 
-def test_a_lock_held_too_long_is_named(file_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_17_a_lock_held_too_long_is_named(file_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.2)
     path = file_url.removeprefix("sqlite:///")
     with Store.open(file_url) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -324,7 +327,9 @@ def test_a_lock_held_too_long_is_named(file_url: str, monkeypatch: pytest.Monkey
         assert store.start_trial(study, 0) == 1
 
 
-def test_a_row_held_too_long_in_a_server_is_named(server, build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_17_a_row_held_too_long_in_a_server_is_named(
+    server, build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.2)
     url = server.new_database()
     with Store.open(url) as store, psycopg.connect(url) as other:

@@ -5,17 +5,21 @@ import signal
 import sqlite3
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 
 from storage import engine
+from storage.engine import Database
 from storage.errors import ConnectionLost, StorageError
+from storage.locks import keep_writers_out, writer_of
+from storage.place import place_of
 from storage.records import StudyRecord
 from storage.store import Store
+from storage.tables import SCHEMA_VERSION, SchemaRow
 
 HOLD_WRITER = """
 import os, sys
@@ -81,7 +85,7 @@ from storage.store import Store
 with Store.open(sys.argv[1]) as store:
     study = store.study("first")
     with store.writer(study):
-        store.requeue_running(study)
+        store.requeue_abandoned(study)
         print("resumed", flush=True)
         for trial in store.trials(study, states=["waiting"]):
             attempt = store.start_trial(study, trial.number)
@@ -112,12 +116,15 @@ def make(url: str, build, trials: int = 0) -> StudyRecord:
     return study
 
 
-def test_a_second_writer_is_refused_until_the_first_is_gone(shared_url: str, build, child) -> None:
-    study = make(shared_url, build)
-    other = child(HOLD_WRITER, shared_url)
+def test_fault_15_a_second_writer_of_a_file_is_refused_until_the_first_is_gone(
+    tmp_path: Path, build, child
+) -> None:
+    url = f"sqlite:///{tmp_path}/nas.db"
+    study = make(url, build)
+    other = child(HOLD_WRITER, url)
     word, pid = other.line().split()
     assert word == "holding"
-    with Store.open(shared_url) as store:
+    with Store.open(url) as store:
         second = build.study(store, "second")
         with pytest.raises(
             StorageError, match=rf"study 'first' is being written by another process \(pid {pid} on "
@@ -129,14 +136,13 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(shared_url: str, bui
         assert other.line() == "released"
         with store.writer(study):
             store.log(study, "mine", {})
-    if shared_url.startswith("sqlite"):
-        path = Path(shared_url.removeprefix("sqlite:///"))
-        assert [left.name for left in path.parent.iterdir()] == [path.name]
+    assert [left.name for left in tmp_path.iterdir()] == ["nas.db"]
 
 
-def test_two_stores_of_one_process_do_not_share_the_place(shared_url: str, build) -> None:
-    study = make(shared_url, build)
-    with Store.open(shared_url) as first, Store.open(shared_url) as second, first.writer(study):
+def test_two_stores_of_one_process_do_not_share_the_place_in_a_file(tmp_path: Path, build) -> None:
+    url = f"sqlite:///{tmp_path}/nas.db"
+    study = make(url, build)
+    with Store.open(url) as first, Store.open(url) as second, first.writer(study):
         for store in (first, second):
             with pytest.raises(StorageError, match="is being written"), store.writer(study):
                 pass
@@ -161,7 +167,7 @@ def test_a_killed_writer_frees_its_place_and_its_trial(shared_url: str, build, c
         for _ in range(100):  # a server notices in its own time
             try:
                 with store.writer(study):
-                    assert store.requeue_running(study) == [0]
+                    assert store.requeue_abandoned(study) == [0]
                 break
             except StorageError:
                 time.sleep(0.05)
@@ -290,7 +296,7 @@ def test_threads_share_a_store(url: str, build) -> None:
         assert [trial.number for trial in store.trials(study, states=["done"])] == list(range(20))
 
 
-def test_a_crash_of_the_server_between_two_steps_is_survived(server, build) -> None:
+def test_fault_23_a_crash_of_the_server_between_two_steps_is_survived(server, build) -> None:
     with Store.open(server.new_database()) as store:
         study = build.study(store)
         with store.writer(study):
@@ -300,34 +306,37 @@ def test_a_crash_of_the_server_between_two_steps_is_survived(server, build) -> N
                 server.stop(signal.SIGQUIT)
                 server.start()
                 assert store.finish_trial(study, number, attempt, build.result)
-                with (  # the lock was taken again
-                    Store.open(store.url) as other,
-                    pytest.raises(StorageError, match="is being written"),
-                    other.writer(study),
+                with (
+                    closing(Database(place_of(store.url), read_only=True)) as database,
+                    database.reading() as connection,
                 ):
-                    pass
+                    holder = writer_of(database, connection, study)
+                assert holder is not None and holder.startswith(
+                    f"pid {os.getpid()} on "
+                )  # it was taken again
         assert [trial.state for trial in store.trials(study)] == ["done"] * 3
         assert len([happened for happened in store.events(study=study) if happened.kind == "trial_done"]) == 3
 
 
-def test_a_writer_that_lost_its_place_in_a_crash_stops_writing(server, build) -> None:
+def test_a_writer_whose_database_was_upgraded_while_the_server_was_away_stops_writing(server, build) -> None:
     url = server.new_database()
-    with Store.open(url) as first, Store.open(url) as second:
+    with Store.open(url) as first:
         study = build.study(first)
         with first.writer(study):
             first.add_trial(study, build.trial())
             server.stop(signal.SIGQUIT)
             server.start()
-            with (
-                second.writer(study),
-                pytest.raises(StorageError, match="is being written by another process"),
-            ):
-                first.start_trial(study, 0)
-            with pytest.raises(
-                StorageError, match="was taken over by another process while the server was away"
-            ):
-                first.start_trial(study, 0)
-        with first.writer(study):
+            with closing(Database(place_of(url), read_only=False)) as database:
+                with database.writing() as upgrading, ExitStack() as held:
+                    keep_writers_out(database, upgrading, [study], held)
+                    with pytest.raises(StorageError, match="is being upgraded: wait until"):
+                        first.start_trial(study, 0)
+                    upgrading.execute(update(SchemaRow).values(version=SCHEMA_VERSION + 1))
+                for _ in range(2):
+                    with pytest.raises(StorageError, match=f"has schema {SCHEMA_VERSION + 1}, newer than"):
+                        first.start_trial(study, 0)
+                with database.writing() as back:
+                    back.execute(update(SchemaRow).values(version=SCHEMA_VERSION))
             assert first.start_trial(study, 0) == 1
 
 
@@ -346,7 +355,7 @@ def test_a_server_that_stays_away_is_an_error(server, build, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("arrived", [True, False])
-def test_a_connection_lost_in_the_commit_is_asked_about(server, build, arrived: bool) -> None:
+def test_fault_24_a_connection_lost_in_the_commit_is_asked_about(server, build, arrived: bool) -> None:
     with Store.open(server.new_database()) as store:
         study = build.study(store)
         store.add_trial(study, build.trial())

@@ -109,7 +109,9 @@ def test_a_pruned_trial_keeps_its_result_but_answers_no_other(
     assert store.find_result("evaluation0") is None
 
 
-def test_a_doubled_commit_changes_nothing(store: Store, study: StudyRecord, running: int, build) -> None:
+def test_fault_14_a_doubled_commit_changes_nothing(
+    store: Store, study: StudyRecord, running: int, build
+) -> None:
     assert store.finish_trial(study, running, 1, build.result)
     before = store.trial(study, running)
     assert not store.finish_trial(study, running, 1, build.result_of(0.9, rung=1), costs={"params": 0.0})
@@ -121,7 +123,7 @@ def test_a_doubled_commit_changes_nothing(store: Store, study: StudyRecord, runn
 def test_a_result_after_the_trial_was_put_back_is_refused(
     store: Store, study: StudyRecord, running: int, build
 ) -> None:
-    assert store.requeue_running(study) == [running]
+    assert store.requeue_abandoned(study) == [running]
     assert not store.finish_trial(study, running, 1, build.result)
     assert store.start_trial(study, running) == 2
     assert not store.finish_trial(study, running, 1, build.result)
@@ -173,8 +175,8 @@ def test_requeueing_touches_only_running_trials_of_the_study(store: Store, study
     for number in (3, 1, 0):
         store.start_trial(study, number)
     store.finish_trial(study, 0, 1, build.result)
-    assert store.requeue_running(study) == [1, 3]
-    assert store.requeue_running(study) == []
+    assert store.requeue_abandoned(study) == [1, 3]
+    assert store.requeue_abandoned(study) == []
     assert [trial.state for trial in store.trials(study)] == ["done", "waiting", "waiting", "waiting"]
     assert store.counts(other)["running"] == 1
 
@@ -237,7 +239,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
     for write in (
         lambda: store.finish_trial(study, running, 1, build.result, costs={"latency_ms": 1.0}),
         lambda: store.fail_trial(study, running, 1, "lost", "gone"),
-        lambda: store.requeue_running(study),
+        lambda: store.requeue_abandoned(study),
         lambda: store.add_trial(study, build.trial(1)),
     ):
         with pytest.raises(RuntimeError, match="pulled the plug"):

@@ -190,7 +190,7 @@ def _of_another_format(place: Path) -> None:
         (lambda place: place.with_suffix(".json").write_bytes(b"\xff\xfe"), "cannot be read"),
     ],
 )
-def test_a_damaged_file_means_training_from_the_start_and_saying_so(
+def test_fault_21_a_damaged_file_means_training_from_the_start_and_saying_so(
     make_job: Make, tmp_path: Path, harm: Callable[[Path], None], why: str
 ) -> None:
     job = make_job(steps=6, rungs=(0.5,))
@@ -248,7 +248,7 @@ def test_another_model_under_the_same_key_is_told_apart(make_job: Make, tmp_path
             unpack("mqar", saved, [0], members, track_of(members, torch.device("cpu")), 1.0)
 
 
-def test_a_disk_that_is_full_costs_the_checkpoint_and_not_the_result(
+def test_fault_20_a_disk_that_is_full_costs_the_checkpoint_and_not_the_result(
     make_job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_arguments: object) -> None:
