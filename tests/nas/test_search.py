@@ -203,7 +203,7 @@ def test_fault_11_nan_loss_is_told_to_the_sampler_and_the_search_goes_on(
 
     monkeypatch.setattr(OptunaSampler, "tell", telling)
     house.search(Script(answer))
-    tokens = house.last.tokens
+    tokens = house.last.memory.tokens
     assert told == [(tokens[number], number not in (1, 4)) for number in range(6)]
     assert house.states == {"done": 4, "unfit": 2}
     assert house.trials[1].why == "the loss is nan at step 3"
