@@ -52,10 +52,10 @@ class LoggedWatcher:
         self._write("info" if well else "warning", "trial_ended", fields)
 
     def followed(self, trial: TrialRecord, *, hypervolume: float) -> None:
-        """A trial ended elsewhere."""
+        """Another driver of the study ended a trial, and logs it itself."""
         self.shown.followed(trial, hypervolume=hypervolume)
-        fields = {**_trial(trial), "state": trial.state, "hypervolume": hypervolume}
-        self._write("info", "trial_ended_elsewhere", fields)
+        fields = _trial(trial) | {"attempt": trial.attempts, "state": trial.state, "hypervolume": hypervolume}
+        self._write("debug", "trial_followed", fields)
 
     def repeated(self, trial: TrialRecord, result: ResultRecord) -> None:
         """A further seed of a finished trial came back."""

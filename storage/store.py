@@ -13,6 +13,7 @@ from storage.leases import LEASE_S, Lease, leased
 from storage.locks import writer_lock
 from storage.place import place_of
 from storage.plain import numbers
+from storage.portions import read_in_portions
 from storage.records import (
     Axis,
     EventRecord,
@@ -26,9 +27,6 @@ from storage.records import (
 from storage.results import result_values
 from storage.summary import Summary, refresh
 from storage.tables import SCHEMA_VERSION
-
-PORTION = 500
-"""Trials that a reader of a file takes in one transaction."""
 
 
 class Store:
@@ -306,7 +304,7 @@ class Store:
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"offset is {offset} and limit is {limit}: neither may be negative")
         if limit is None and not offset and self._database.read_only and self._database.place.kind == "file":
-            return self._in_portions(study, states)
+            return read_in_portions(self._database.reading, study, states, self._has_repeats)
         with self._database.reading() as connection:
             return trials.read_trials(
                 connection,
@@ -374,21 +372,6 @@ class Store:
         """Events in order after a number, of one study or of all: give the last `seq` seen to go on from there."""
         with self._database.reading() as connection:
             return events.read_events(connection, None if study is None else study.id, after, limit)
-
-    def _in_portions(self, study: StudyRecord, states: Collection[State] | None) -> list[TrialRecord]:
-        with self._database.reading() as connection:
-            count = trials.count_numbers(connection, study)
-        found: list[TrialRecord] = []
-        for first in range(0, count, PORTION):
-            with self._database.reading() as connection:
-                found += trials.read_trials(
-                    connection,
-                    study,
-                    states=states,
-                    numbers=range(first, min(first + PORTION, count)),
-                    repeats=self._has_repeats(connection),
-                )
-        return found
 
     def _has_repeats(self, connection: Connection) -> bool:
         """Whether the tables hold repeats; those of an older version do once a writer has opened them."""

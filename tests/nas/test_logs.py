@@ -12,7 +12,8 @@ import pytest
 from nas import logs
 from nas.logs import StudyLog, log_path
 from nas.redaction import Redactor
-from nas.search import Search, Stopped
+from nas.search import Search
+from nas.stopping import Stopped
 
 Run = Callable[..., Any]
 

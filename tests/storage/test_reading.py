@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, insert
 
-from storage import store as doors
+from storage import portions
 from storage.records import STATES, StudyRecord
 from storage.store import Store
 from storage.tables import LayoutRow, ResultRow, TrialRow
@@ -48,7 +48,7 @@ def test_fault_36_reader_of_a_file_lets_its_writer_in_between(
 ) -> None:
     """A reader that took all trials at once would hold up the search's next commit until it has them all."""
     url = f"sqlite:///{tmp_path}/nas.db"
-    monkeypatch.setattr(doors, "PORTION", 2)
+    monkeypatch.setattr(portions, "PORTION", 2)
     with Store.open(url) as writer, Store.open(url, read_only=True) as reader:
         study = build.study(writer)
         for index in range(7):

@@ -54,6 +54,7 @@ READING: dict[str, tuple[str, ...]] = {
     "report": (),
     "dashboard": ("--study", "nobody's"),
     "doctor": (),
+    "retry": ("--state", "lost"),
     "db status": (),
     "db upgrade": (),
     "db check": (),
