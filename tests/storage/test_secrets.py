@@ -54,7 +54,6 @@ READING: dict[str, tuple[str, ...]] = {
     "report": (),
     "dashboard": ("--study", "nobody's"),
     "doctor": (),
-    "retry": ("--state", "lost"),
     "db status": (),
     "db upgrade": (),
     "db check": (),
