@@ -39,7 +39,7 @@ def test_status_says_what_is_to_be_done(run: Run, load: Callable[[int], str]) ->
         "  old: 4 done",
     ]
     found = run("db", "status", "--storage", url, "--json").json
-    counts = {"waiting": 0, "running": 0, "done": 4, "pruned": 0, "unfit": 0, "lost": 0}
+    counts = {"waiting": 0, "running": 0, "done": 4, "pruned": 0, "unfit": 0, "lost": 0, "quarantined": 0}
     assert found == {
         "storage": url,
         "version": 1,
@@ -53,7 +53,7 @@ def test_status_of_a_current_database(run: Run, load: Callable[[int], str]) -> N
     url = load(SCHEMA_VERSION)
     said = run("db", "status", "--storage", url)
     assert said.out.splitlines()[:2] == [f"{url}  schema {SCHEMA_VERSION}, the newest", "to do    nothing"]
-    assert "1 waiting, 8 done, 1 pruned, 1 unfit, 1 lost" in said.out
+    assert "2 waiting, 8 done, 1 pruned, 1 unfit, 1 lost, 1 quarantined" in said.out
     assert run("db", "status", "--storage", url, "--json").json["to_do"] is None
 
 

@@ -130,7 +130,7 @@ def test_a_cluster_that_would_show_the_command_line_is_warned_of(
     warned: bool,
 ) -> None:
     """Ray keeps the command line of whoever joins a cluster, for all who list its jobs."""
-    pools = SimpleNamespace(RayPool=lambda *_: None)
+    pools = SimpleNamespace(RayPool=lambda *_, **_more: None)
     monkeypatch.setitem(sys.modules, "nas.workers.ray_pool", pools)
     monkeypatch.setattr(sys, "argv", ["nas", "search", argument])
     session._make_pool(Config(pool="ray", ray_address=address))

@@ -1,5 +1,5 @@
 -- A database of version 3.
--- Version 2's rows, upgraded; then by the store: a driver that was killed, what it had taken, and a trial set aside.
+-- Version 2's rows, upgraded; then by the store: a driver that was killed, a seed that it had taken, and a trial set aside.
 CREATE TABLE public.nas_drivers (
     id bigint NOT NULL,
     study_id bigint NOT NULL,
@@ -125,7 +125,7 @@ ALTER TABLE ONLY public.nas_drivers ALTER COLUMN id SET DEFAULT nextval('public.
 ALTER TABLE ONLY public.nas_events ALTER COLUMN seq SET DEFAULT nextval('public.nas_events_seq_seq'::regclass);
 ALTER TABLE ONLY public.nas_studies ALTER COLUMN id SET DEFAULT nextval('public.nas_studies_id_seq'::regclass);
 ALTER TABLE ONLY public.nas_trials ALTER COLUMN id SET DEFAULT nextval('public.nas_trials_id_seq'::regclass);
-INSERT INTO public.nas_drivers VALUES (1, 1, 'pid 24570 on vm', 1795358792.6489978, 1795358852.6489978, NULL);
+INSERT INTO public.nas_drivers VALUES (1, 1, 'pid 25446 on vm', 1795362549.6369884, 1795362609.6369884, NULL);
 INSERT INTO public.nas_events VALUES (1, 1795345910.612011, 1, 'trial_waiting', '{"trial": 0, "layout": "2*full"}');
 INSERT INTO public.nas_events VALUES (2, 1795345910.6439962, 1, 'trial_running', '{"trial": 0, "attempt": 1}');
 INSERT INTO public.nas_events VALUES (3, 1795345910.7210026, 1, 'trial_pruned', '{"trial": 0, "attempt": 1, "rung": 0, "quality": 0.0}');
@@ -179,16 +179,17 @@ INSERT INTO public.nas_events VALUES (50, 1795345958.5720003, 1, 'trial_waiting'
 INSERT INTO public.nas_events VALUES (51, 1795345958.5909903, 1, 'trial_running', '{"trial": 10, "attempt": 1}');
 INSERT INTO public.nas_events VALUES (52, 1795345958.6150095, 1, 'trial_lost', '{"trial": 10, "attempt": 1, "why": "the worker was killed"}');
 INSERT INTO public.nas_events VALUES (53, 1795345958.6239815, 1, 'trial_waiting', '{"trial": 11, "layout": "kda full"}');
-INSERT INTO public.nas_events VALUES (54, 1795358792.659016, 1, 'driver_started', '{"driver": 1, "name": "pid 24570 on vm"}');
-INSERT INTO public.nas_events VALUES (55, 1795358792.6840007, 1, 'trial_waiting', '{"trial": 12, "layout": "91*full"}');
-INSERT INTO public.nas_events VALUES (56, 1795358792.701985, 1, 'trial_running', '{"trial": 12, "attempt": 1}');
-INSERT INTO public.nas_events VALUES (57, 1795358792.7249982, 1, 'trial_requeued', '{"trial": 12, "attempt": 1, "why": "the worker died: WorkerCrashedError"}');
-INSERT INTO public.nas_events VALUES (58, 1795358792.7519946, 1, 'trial_running', '{"trial": 12, "attempt": 2}');
-INSERT INTO public.nas_events VALUES (59, 1795358792.7719905, 1, 'trial_requeued', '{"trial": 12, "attempt": 2, "why": "the worker died: WorkerCrashedError"}');
-INSERT INTO public.nas_events VALUES (60, 1795358792.7960098, 1, 'trial_running', '{"trial": 12, "attempt": 3}');
-INSERT INTO public.nas_events VALUES (61, 1795358792.8170114, 1, 'trial_quarantined', '{"trial": 12, "attempt": 3, "why": "the worker died: WorkerCrashedError"}');
-INSERT INTO public.nas_events VALUES (62, 1795358792.8450136, 1, 'trial_waiting', '{"trial": 13, "layout": "92*full"}');
-INSERT INTO public.nas_events VALUES (63, 1795358792.8570032, 1, 'trial_running', '{"trial": 13, "attempt": 1}');
+INSERT INTO public.nas_events VALUES (54, 1795362549.6369884, 1, 'driver_started', '{"driver": 1, "name": "pid 25446 on vm"}');
+INSERT INTO public.nas_events VALUES (55, 1795362550.8789852, 1, 'trial_waiting', '{"trial": 12, "layout": "5*full"}');
+INSERT INTO public.nas_events VALUES (56, 1795362550.8840144, 1, 'trial_running', '{"trial": 12, "attempt": 1}');
+INSERT INTO public.nas_events VALUES (57, 1795362550.8869915, 1, 'trial_requeued', '{"trial": 12, "attempt": 1, "why": "the worker died: WorkerCrashedError"}');
+INSERT INTO public.nas_events VALUES (58, 1795362550.8890033, 1, 'trial_running', '{"trial": 12, "attempt": 2}');
+INSERT INTO public.nas_events VALUES (59, 1795362550.891015, 1, 'trial_requeued', '{"trial": 12, "attempt": 2, "why": "the worker died: WorkerCrashedError"}');
+INSERT INTO public.nas_events VALUES (60, 1795362550.8919806, 1, 'trial_running', '{"trial": 12, "attempt": 3}');
+INSERT INTO public.nas_events VALUES (61, 1795362550.8939922, 1, 'trial_quarantined', '{"trial": 12, "attempt": 3, "why": "the worker died: WorkerCrashedError"}');
+INSERT INTO public.nas_events VALUES (62, 1795362550.8970096, 1, 'trial_waiting', '{"trial": 13, "layout": "6*full"}');
+INSERT INTO public.nas_events VALUES (63, 1795362550.9009929, 1, 'trial_running', '{"trial": 13, "attempt": 1}');
+INSERT INTO public.nas_events VALUES (64, 1795362550.9030044, 1, 'trial_requeued', '{"trial": 13, "attempt": 1, "why": "interrupted"}');
 INSERT INTO public.nas_latencies VALUES ('cpu: AMD EPYC, 1 thread', 'width 64, context 64, batch 1, bfloat16, train length 64, longest 128', 'full', 'decode', false, 0.6977795000011611, 0.2344525000808062, 50);
 INSERT INTO public.nas_latencies VALUES ('cpu: AMD EPYC, 1 thread', 'width 64, context 64, batch 1, bfloat16, train length 64, longest 128', 'window', 'decode', false, 0.6446305000054053, 0.26303850000886086, 50);
 INSERT INTO public.nas_latencies VALUES ('cpu: AMD EPYC, 1 thread', 'width 64, context 64, batch 1, bfloat16, train length 64, longest 128', 'kda', 'decode', false, 0.514034500042726, 0.10238437505449838, 50);
@@ -217,8 +218,8 @@ INSERT INTO public.nas_layouts VALUES ('796cc253309f2d21', 'window kda', '[{"bra
 INSERT INTO public.nas_layouts VALUES ('224fbaac75d47939', 'window full', '[{"branches": [{"mixer": "window", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
 INSERT INTO public.nas_layouts VALUES ('63b14f28c110cd6e', 'full kda', '[{"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "kda", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
 INSERT INTO public.nas_layouts VALUES ('31bfe4afb51d41e4', 'kda full', '[{"branches": [{"mixer": "kda", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
-INSERT INTO public.nas_layouts VALUES ('kept-91', '91*full', '[{"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
-INSERT INTO public.nas_layouts VALUES ('kept-92', '92*full', '[{"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
+INSERT INTO public.nas_layouts VALUES ('f89881ee1c4ca557', '5*full', '[{"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
+INSERT INTO public.nas_layouts VALUES ('ac52ed8a8b3c51ca', '6*full', '[{"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
 INSERT INTO public.nas_repeat_claims VALUES (1, 77, 1);
 INSERT INTO public.nas_repeats VALUES (8, 1, '8f819dc3c393d0a9', 1, 0, '{"mqar": 0.0}', '{"layout": "window full[kv_heads=1]", "curves": {"mqar": [[0, 3.9156110286712646], [1, 3.8286945819854736], [2, 4.200879096984863], [3, 3.822359323501587]]}, "learning_rates": {"mqar": 0.01}, "metrics": {"mqar_accuracy_2": 0.0390625, "mqar_accuracy_4": 0.0400390625}, "new_steps": 4}', 4, 256, 0.035107002000131615, 0.08599448499990103);
 INSERT INTO public.nas_repeats VALUES (2, 1, '56912c6fc2f0d1f3', 1, 0, '{"mqar": 0.0}', '{"layout": "2*window", "curves": {"mqar": [[0, 3.793468713760376], [1, 3.521796226501465], [2, 3.7954139709472656], [3, 3.593604326248169]]}, "learning_rates": {"mqar": 0.01}, "metrics": {"mqar_accuracy_2": 0.0546875, "mqar_accuracy_4": 0.0390625}, "new_steps": 4}', 4, 256, 0.04598594899971431, 0.10472589099981633);
@@ -253,10 +254,10 @@ INSERT INTO public.nas_trials VALUES (9, 1, 8, 'pruned', 'search', '796cc253309f
 INSERT INTO public.nas_trials VALUES (10, 1, 9, 'unfit', 'search', '224fbaac75d47939', '{}', '{}', '{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}', '[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]', 'made for window full', 1, 'the loss is NaN at step 2', 1795345958.5299969, 1795345958.543998, 1795345958.5520043, NULL, 0);
 INSERT INTO public.nas_trials VALUES (11, 1, 10, 'lost', 'search', '63b14f28c110cd6e', '{}', '{}', '{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}', '[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]', 'made for full kda', 1, 'the worker was killed', 1795345958.5720003, 1795345958.5909903, 1795345958.6150095, NULL, 0);
 INSERT INTO public.nas_trials VALUES (12, 1, 11, 'waiting', 'search', '31bfe4afb51d41e4', '{}', '{}', '{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}', '[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]', 'made for kda full', 0, '', 1795345958.6239815, NULL, NULL, NULL, 0);
-INSERT INTO public.nas_trials VALUES (13, 1, 12, 'quarantined', 'search', 'kept-91', '{}', '{}', '{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}', '[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]', 'kept-91', 3, 'the worker died: WorkerCrashedError', 1795358792.6840007, 1795358792.7960098, 1795358792.8170114, NULL, 3);
-INSERT INTO public.nas_trials VALUES (14, 1, 13, 'running', 'search', 'kept-92', '{}', '{}', '{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}', '[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]', 'kept-92', 1, '', 1795358792.8450136, 1795358792.8559973, NULL, 1, 0);
+INSERT INTO public.nas_trials VALUES (13, 1, 12, 'quarantined', 'search', 'f89881ee1c4ca557', '{}', '{}', '{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}', '[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]', 'kept-5', 3, 'the worker died: WorkerCrashedError', 1795362550.8780196, 1795362550.8919806, 1795362550.8939922, NULL, 3);
+INSERT INTO public.nas_trials VALUES (14, 1, 13, 'waiting', 'search', 'ac52ed8a8b3c51ca', '{}', '{}', '{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}', '[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]', 'kept-6', 1, '', 1795362550.8970096, NULL, NULL, NULL, 0);
 SELECT pg_catalog.setval('public.nas_drivers_id_seq', 1, true);
-SELECT pg_catalog.setval('public.nas_events_seq_seq', 63, true);
+SELECT pg_catalog.setval('public.nas_events_seq_seq', 64, true);
 SELECT pg_catalog.setval('public.nas_studies_id_seq', 1, true);
 SELECT pg_catalog.setval('public.nas_trials_id_seq', 14, true);
 ALTER TABLE ONLY public.nas_drivers

@@ -1,5 +1,5 @@
 -- A database of version 3.
--- Version 2's rows, upgraded; then by the store: a driver that was killed, what it had taken, and a trial set aside.
+-- Version 2's rows, upgraded; then by the store: a driver that was killed, a seed that it had taken, and a trial set aside.
 BEGIN TRANSACTION;
 CREATE TABLE nas_drivers (
 	id INTEGER NOT NULL, 
@@ -11,7 +11,7 @@ CREATE TABLE nas_drivers (
 	PRIMARY KEY (id), 
 	FOREIGN KEY(study_id) REFERENCES nas_studies (id)
 );
-INSERT INTO "nas_drivers" VALUES(1,1,'pid 24570 on vm',1.79535879264899778367e+09,1.79535885264899778366e+09,NULL);
+INSERT INTO "nas_drivers" VALUES(1,1,'pid 25446 on vm',1.79536254963698840144e+09,1.79536260963698840139e+09,NULL);
 CREATE TABLE nas_events (
 	seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, 
 	at DOUBLE NOT NULL, 
@@ -73,16 +73,17 @@ INSERT INTO "nas_events" VALUES(50,1.79534595857200026509e+09,1,'trial_waiting',
 INSERT INTO "nas_events" VALUES(51,1.79534595859099030496e+09,1,'trial_running','{"trial": 10, "attempt": 1}');
 INSERT INTO "nas_events" VALUES(52,1.79534595861500954625e+09,1,'trial_lost','{"trial": 10, "attempt": 1, "why": "the worker was killed"}');
 INSERT INTO "nas_events" VALUES(53,1.79534595862398147587e+09,1,'trial_waiting','{"trial": 11, "layout": "kda full"}');
-INSERT INTO "nas_events" VALUES(54,1.79535879265901589393e+09,1,'driver_started','{"driver": 1, "name": "pid 24570 on vm"}');
-INSERT INTO "nas_events" VALUES(55,1.79535879268400073048e+09,1,'trial_waiting','{"trial": 12, "layout": "91*full"}');
-INSERT INTO "nas_events" VALUES(56,1.79535879270198488232e+09,1,'trial_running','{"trial": 12, "attempt": 1}');
-INSERT INTO "nas_events" VALUES(57,1.79535879272499823569e+09,1,'trial_requeued','{"trial": 12, "attempt": 1, "why": "the worker died: WorkerCrashedError"}');
-INSERT INTO "nas_events" VALUES(58,1.7953587927519946098e+09,1,'trial_running','{"trial": 12, "attempt": 2}');
-INSERT INTO "nas_events" VALUES(59,1.79535879277199053767e+09,1,'trial_requeued','{"trial": 12, "attempt": 2, "why": "the worker died: WorkerCrashedError"}');
-INSERT INTO "nas_events" VALUES(60,1.79535879279600977904e+09,1,'trial_running','{"trial": 12, "attempt": 3}');
-INSERT INTO "nas_events" VALUES(61,1.79535879281701135634e+09,1,'trial_quarantined','{"trial": 12, "attempt": 3, "why": "the worker died: WorkerCrashedError"}');
-INSERT INTO "nas_events" VALUES(62,1.7953587928450136184e+09,1,'trial_waiting','{"trial": 13, "layout": "92*full"}');
-INSERT INTO "nas_events" VALUES(63,1.795358792857003212e+09,1,'trial_running','{"trial": 13, "attempt": 1}');
+INSERT INTO "nas_events" VALUES(54,1.79536254963698840144e+09,1,'driver_started','{"driver": 1, "name": "pid 25446 on vm"}');
+INSERT INTO "nas_events" VALUES(55,1.79536255087898516651e+09,1,'trial_waiting','{"trial": 12, "layout": "5*full"}');
+INSERT INTO "nas_events" VALUES(56,1.79536255088401436805e+09,1,'trial_running','{"trial": 12, "attempt": 1}');
+INSERT INTO "nas_events" VALUES(57,1.79536255088699150082e+09,1,'trial_requeued','{"trial": 12, "attempt": 1, "why": "the worker died: WorkerCrashedError"}');
+INSERT INTO "nas_events" VALUES(58,1.79536255088900327677e+09,1,'trial_running','{"trial": 12, "attempt": 2}');
+INSERT INTO "nas_events" VALUES(59,1.7953625508910150528e+09,1,'trial_requeued','{"trial": 12, "attempt": 2, "why": "the worker died: WorkerCrashedError"}');
+INSERT INTO "nas_events" VALUES(60,1.79536255089198064803e+09,1,'trial_running','{"trial": 12, "attempt": 3}');
+INSERT INTO "nas_events" VALUES(61,1.79536255089399218558e+09,1,'trial_quarantined','{"trial": 12, "attempt": 3, "why": "the worker died: WorkerCrashedError"}');
+INSERT INTO "nas_events" VALUES(62,1.79536255089700961108e+09,1,'trial_waiting','{"trial": 13, "layout": "6*full"}');
+INSERT INTO "nas_events" VALUES(63,1.79536255090099287033e+09,1,'trial_running','{"trial": 13, "attempt": 1}');
+INSERT INTO "nas_events" VALUES(64,1.79536255090300440788e+09,1,'trial_requeued','{"trial": 13, "attempt": 1, "why": "interrupted"}');
 CREATE TABLE nas_latencies (
 	device TEXT NOT NULL, 
 	frame TEXT NOT NULL, 
@@ -128,8 +129,8 @@ INSERT INTO "nas_layouts" VALUES('796cc253309f2d21','window kda','[{"branches": 
 INSERT INTO "nas_layouts" VALUES('224fbaac75d47939','window full','[{"branches": [{"mixer": "window", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
 INSERT INTO "nas_layouts" VALUES('63b14f28c110cd6e','full kda','[{"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "kda", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
 INSERT INTO "nas_layouts" VALUES('31bfe4afb51d41e4','kda full','[{"branches": [{"mixer": "kda", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
-INSERT INTO "nas_layouts" VALUES('kept-91','91*full','[{"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
-INSERT INTO "nas_layouts" VALUES('kept-92','92*full','[{"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
+INSERT INTO "nas_layouts" VALUES('f89881ee1c4ca557','5*full','[{"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
+INSERT INTO "nas_layouts" VALUES('ac52ed8a8b3c51ca','6*full','[{"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}, {"branches": [{"mixer": "full", "settings": {}}], "channel": {"mixer": "swiglu", "settings": {}}}]');
 CREATE TABLE nas_repeat_claims (
 	trial_id INTEGER NOT NULL, 
 	seed INTEGER NOT NULL, 
@@ -242,14 +243,14 @@ INSERT INTO "nas_trials" VALUES(9,1,8,'pruned','search','796cc253309f2d21','{}',
 INSERT INTO "nas_trials" VALUES(10,1,9,'unfit','search','224fbaac75d47939','{}','{}','{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}','[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]','made for window full',1,'the loss is NaN at step 2',1.79534595852999687192e+09,1.79534595854399800299e+09,1.7953459585520043373e+09,NULL,0);
 INSERT INTO "nas_trials" VALUES(11,1,10,'lost','search','63b14f28c110cd6e','{}','{}','{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}','[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]','made for full kda',1,'the worker was killed',1.79534595857200026509e+09,1.79534595859099030496e+09,1.79534595861500954625e+09,NULL,0);
 INSERT INTO "nas_trials" VALUES(12,1,11,'waiting','search','31bfe4afb51d41e4','{}','{}','{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}','[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]','made for kda full',0,'',1.79534595862398147587e+09,NULL,NULL,NULL,0);
-INSERT INTO "nas_trials" VALUES(13,1,12,'quarantined','search','kept-91','{}','{}','{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}','[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]','kept-91',3,'the worker died: WorkerCrashedError',1.79535879268400073048e+09,1.79535879279600977904e+09,1.79535879281701135634e+09,NULL,3);
-INSERT INTO "nas_trials" VALUES(14,1,13,'running','search','kept-92','{}','{}','{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}','[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]','kept-92',1,'',1.7953587928450136184e+09,1.79535879285599732401e+09,NULL,1,0);
+INSERT INTO "nas_trials" VALUES(13,1,12,'quarantined','search','f89881ee1c4ca557','{}','{}','{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}','[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]','kept-5',3,'the worker died: WorkerCrashedError',1.79536255087801957129e+09,1.79536255089198064803e+09,1.79536255089399218558e+09,NULL,3);
+INSERT INTO "nas_trials" VALUES(14,1,13,'waiting','search','ac52ed8a8b3c51ca','{}','{}','{"params": 195072, "active_params": 195072.0, "kv_bytes": 65536, "read_bytes": 65536, "flops_prefill": 422400.0, "flops_decode": 454656.0, "serial_steps": 0, "latency_ms": 2.7911180000046443, "kv_bytes@32": 32768, "kv_bytes@128": 131072, "tokens_per_s": 358.2793704882187}','[{"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}, {"params": 48768.0, "kv_bytes": 16384.0, "latency_ms": 0.6977795000011611}]','kept-6',1,'',1.79536255089700961108e+09,NULL,NULL,NULL,0);
 CREATE INDEX nas_drivers_by_study ON nas_drivers (study_id, ended_at);
 CREATE INDEX nas_events_by_study ON nas_events (study_id, seq);
-CREATE INDEX nas_trials_by_layout ON nas_trials (study_id, layout_key);
 CREATE INDEX nas_trials_by_state ON nas_trials (study_id, state, number);
 CREATE INDEX ix_nas_trials_evaluation_key ON nas_trials (evaluation_key);
+CREATE INDEX nas_trials_by_layout ON nas_trials (study_id, layout_key);
 CREATE INDEX ix_nas_repeats_evaluation_key ON nas_repeats (evaluation_key);
 DELETE FROM "sqlite_sequence";
-INSERT INTO "sqlite_sequence" VALUES('nas_events',63);
+INSERT INTO "sqlite_sequence" VALUES('nas_events',64);
 COMMIT;
