@@ -216,7 +216,7 @@ def _values(view: StudyView, trial: TrialRecord, point: Point | None) -> tuple[F
 def _ran(trial: TrialRecord) -> tuple[FactGroup, ...]:
     lines = [Fact(term="attempts", text=str(trial.attempts)), Fact(term="state", text=trial.state)]
     if trial.started_at and trial.ended_at:
-        lines.append(Fact(term="took", text=quantities.duration(trial.ended_at - trial.started_at)))
+        lines.append(Fact(term="took", text=quantities.duration(max(0.0, trial.ended_at - trial.started_at))))
     result = trial.result
     if result:
         lines.append(Fact(term="in the training loop", text=quantities.duration(result.train_s)))

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from sqlalchemy import Connection
 
-from storage import attempts, drivers, events, latency, repeats, schema, studies, trials
+from storage import attempts, disks, drivers, events, latency, repeats, schema, studies, trials
 from storage.engine import Database
 from storage.errors import ConnectionLost, StorageError, Taken
 from storage.leases import LEASE_S, Lease, leased
@@ -71,6 +71,12 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.shown_url!r})"
+
+    @property
+    def warning(self) -> str | None:
+        """What a writer should know of where the database lies; None if there is nothing."""
+        path = self._database.place.path
+        return None if path is None else disks.warning(path)
 
     @property
     def shown_url(self) -> str:

@@ -56,6 +56,8 @@ def run_search(given: Mapping[str, Any], *, json_output: bool) -> int:
         first = resolve(given)
         check_sampler(first.sampler)
     with Store.open(first.storage) as store:
+        if store.warning is not None:
+            say(store.warning)
         known = store.study(first.study)
         with reading_input():
             config = _with_study(first, given, known)

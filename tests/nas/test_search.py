@@ -2,9 +2,11 @@
 
 import os
 import signal
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -438,3 +440,21 @@ def test_a_study_without_rungs_answers_one_that_has_them(house: House) -> None:
     assert first.result is not None
     details = {**first.result.details, "new_steps": 0}
     assert reused.state == "done" and reused.result == replace(first.result, rung=1, details=details)
+
+
+def test_fault_27_a_clock_that_steps_back_makes_no_duration_negative(
+    run: Callable[..., Any], config_file: Callable[..., str], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = count()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(hours))
+    assert run("search", "--config", config_file({"trials": 3}), "--storage", url).code == 0
+    with Store.open(url, read_only=True) as store:
+        (study,) = store.studies()
+        for trial in store.trials(study):
+            assert trial.result is not None
+            assert 0 < trial.result.train_s <= trial.result.worker_s < 60
+            assert trial.started_at is not None and trial.ended_at is not None
+            assert (
+                trial.created_at <= trial.started_at <= trial.ended_at
+            )  # the database's clock, which stood still
