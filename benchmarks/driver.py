@@ -66,27 +66,37 @@ def _transactions(store: Store) -> dict[str, float]:
         for layer in layout.layers:
             book.layer(layer, plan.target)
     prices, writes = [], []
-    for layout in layouts:
-        began = time.perf_counter()
-        priced = price(plan, layout, book)
-        prices.append((time.perf_counter() - began) * 1e3)
-        began = time.perf_counter()
-        new = NewTrial(
-            layout=LayoutRecord(key=layout.key, text=layout.text, layers=tuple(layout.to_json())),
-            origin="search",
-            params=plan.space.params_of(layout) or {},
-            sampler_attrs={},
-            costs=priced.costs,
-            layer_costs=priced.layer_costs,
-            evaluation_key=plan.evaluation_key(layout),
-        )
-        trial = store.add_trial(study, new)
-        attempt = store.start_trial(study, trial.number)
-        result = ResultRecord(
-            rung=0, quality=0.5, scores={}, details={}, steps=1, tokens=1, train_s=1.0, worker_s=1.0, seed=0
-        )
-        store.finish_trial(study, trial.number, attempt, result)
-        writes.append((time.perf_counter() - began) * 1e3)
+    with store.writer(study) as lease:
+        for layout in layouts:
+            began = time.perf_counter()
+            priced = price(plan, layout, book)
+            prices.append((time.perf_counter() - began) * 1e3)
+            began = time.perf_counter()
+            new = NewTrial(
+                layout=LayoutRecord(key=layout.key, text=layout.text, layers=tuple(layout.to_json())),
+                origin="search",
+                params=plan.space.params_of(layout) or {},
+                sampler_attrs={},
+                costs=priced.costs,
+                layer_costs=priced.layer_costs,
+                evaluation_key=plan.evaluation_key(layout),
+            )
+            opened = store.open_trial(study, new, lease, most=len(layouts))
+            assert opened is not None
+            trial, attempt = opened
+            result = ResultRecord(
+                rung=0,
+                quality=0.5,
+                scores={},
+                details={},
+                steps=1,
+                tokens=1,
+                train_s=1.0,
+                worker_s=1.0,
+                seed=0,
+            )
+            store.finish_trial(study, trial.number, attempt, result)
+            writes.append((time.perf_counter() - began) * 1e3)
     return {
         "price_ms": round(statistics.median(prices), 2),
         "write_trial_ms": round(statistics.median(writes), 2),

@@ -54,14 +54,6 @@ def end_all(connection: Connection, study: StudyRecord) -> None:
     _give_up(connection, study, list(connection.execute(there).scalars()), "driver_gone")
 
 
-def count_others(connection: Connection, study: StudyRecord, driver_id: int) -> int:
-    """How many other drivers are believed to work on the study."""
-    others = select(DriverRow.id).where(
-        DriverRow.study_id == study.id, DriverRow.ended_at.is_(None), DriverRow.id != driver_id
-    )
-    return len(connection.execute(others).all())
-
-
 def _give_up(connection: Connection, study: StudyRecord, drivers: list[int], kind: str) -> None:
     if not drivers:
         return
