@@ -4,7 +4,7 @@ Forward, backward, clipping and optimiser are some hundreds of launches for a pr
 the processor more time than the device. A graph replays them all at one stroke, on static memory and static shapes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -27,10 +27,6 @@ class Step(Protocol):
     def device(self) -> torch.device:
         """Where it runs."""
 
-    @property
-    def optimisers(self) -> Sequence[torch.optim.Optimizer]:
-        """Whose states it moves."""
-
     def gradients(self, batch: Drawn) -> Tensor:
         """Its first half, which leaves the parameters as they are."""
 
@@ -41,7 +37,7 @@ class Step(Protocol):
 def prepare(step: Step, example: Drawn) -> tuple[Run, str]:
     """The step as it is to be run, and how: `replayed` on a GPU that can capture it, else `eager`, with the reason.
 
-    No parameter moves; every optimiser's state is as it was.
+    No parameter moves, nor the optimiser's state.
     """
     if step.device.type != "cuda":
         return step, "eager"
@@ -82,11 +78,6 @@ class _Captured:
     def __init__(self, step: Step, example: Drawn) -> None:
         self.step = step
         self.inputs = (example[0].clone(), example[1].clone(), example[2].clone())
-        stream = torch.cuda.Stream(step.device)
-        stream.wait_stream(torch.cuda.current_stream(step.device))
-        with torch.cuda.stream(stream):
-            _make_states(step.optimisers)
-        torch.cuda.current_stream(step.device).wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.result = step(self.inputs)
@@ -108,19 +99,3 @@ def fit(batch: Drawn, like: Drawn) -> Drawn | None:
     if tokens.shape != like[0].shape or missing < 0:
         return None
     return tokens, pad(places, (0, missing)), pad(wanted, (0, missing), value=IGNORED)
-
-
-def _make_states(optimisers: Sequence[torch.optim.Optimizer]) -> None:
-    """Bring optimisers that never stepped to hold their states: a step at rate nought, and its traces wiped out."""
-    for optimiser in optimisers:
-        if optimiser.state:
-            continue
-        rates = [group["lr"].clone() for group in optimiser.param_groups]
-        for group in optimiser.param_groups:
-            group["lr"].fill_(0.0)
-        optimiser.step()
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"].copy_(rate)
-        for state in optimiser.state.values():
-            for value in state.values():
-                value.zero_()

@@ -2,7 +2,7 @@
 
 A proxy is too small to fill a device, and its many small operations cost more to start than to do. The members'
 parameters are stacked on a leading axis and the model is run once for all under `torch.func.vmap`; every member keeps
-its own optimiser, clipping and learning rate, so that it is trained as it would be alone, within rounding.
+its own clipping, moments and learning rate, so that it is trained as it would be alone, within rounding.
 The idea is HFTA's, arXiv:2102.02344.
 
 Letters: M members, B batch, T time, N asked positions.
@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor
 from torch.nn.functional import pad
 
 from trainers.graph import Drawn, Run, prepare
@@ -28,12 +27,12 @@ from trainers.loop import (
     Training,
     fresh_track,
     learning_rate_at,
-    loss_at,
     places_of,
     set_learning_rate,
     use_bfloat16,
 )
 from trainers.model import ProxyModel
+from trainers.stack import Stack, StackedAdamW
 from trainers.tasks.task import IGNORED, Task
 
 
@@ -48,86 +47,12 @@ class Member:
     random_state: Tensor
 
 
-class _Loss(nn.Module):
-    """The model and its loss as one module, since vmap wants one function of parameters and inputs."""
-
-    def __init__(self, model: ProxyModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
-        return loss_at(self.model, tokens, places, wanted)
-
-
-class Stack:
-    """The members' parameters and buffers on a leading axis; each model's own become views of it."""
-
-    def __init__(self, models: Sequence[ProxyModel]) -> None:
-        self.models = list(models)
-        self.loss = _Loss(self.models[0])
-        holders = [_Loss(model) for model in models]
-        self.names = _names(self.loss)
-        self.own = _columns([dict(holder.named_parameters()) for holder in holders])
-        self.parameters = {name: _share(tensors).requires_grad_() for name, tensors in self.own.items()}
-        columns = _columns([dict(holder.named_buffers()) for holder in holders])
-        self.buffers = {name: _share(tensors) for name, tensors in columns.items()}
-
-    def losses(self, tokens: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
-        """One loss for each member [M]: of tokens [B, T], places and wanted [N] that all share, or of [M, …] each."""
-
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], *batch: Tensor) -> Tensor:
-            own = {**parameters, **buffers}
-            named = {name: own[first] for name, first in self.names.items()}
-            # What is tied is known by all of its names, which would be looked for at every step.
-            loss: Tensor = functional_call(self.loss, named, batch, tie_weights=False)
-            return loss
-
-        own = 0 if tokens.dim() == 3 else None
-        each = vmap(one, in_dims=(0, 0, own, own, own))
-        losses: Tensor = each(self.parameters, self.buffers, tokens, places, wanted)
-        return losses
-
-    def backward(self, losses: Tensor) -> None:
-        """Hand every member its gradients: those of the sum of all losses, since none depends on another member."""
-        for stacked in self.parameters.values():
-            stacked.grad = None
-        losses.sum().backward()
-        for name, parameters in self.own.items():
-            gradient = self.parameters[name].grad
-            for member, parameter in enumerate(parameters):
-                parameter.grad = None if gradient is None else gradient[member]
-
-
-def _names(module: nn.Module) -> dict[str, str]:
-    """Of every parameter and buffer each of its names, and the first of these."""
-    first: dict[int, str] = {}
-    every = (
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    )
-    return {name: first.setdefault(id(tensor), name) for name, tensor in every}
-
-
-def _columns(rows: Sequence[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
-    """The members' tensors by name."""
-    return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-@torch.no_grad()
-def _share(tensors: Sequence[Tensor]) -> Tensor:
-    """The tensors stacked, after which each is a view of its part."""
-    stacked = torch.stack([tensor.detach() for tensor in tensors])
-    for tensor, part in zip(tensors, stacked, strict=True):
-        tensor.data = part
-    return stacked
-
-
 @dataclass(frozen=True, kw_only=True)
 class Advance:
-    """One step of all members: losses, gradients, clipping, optimisers. The same operations every time."""
+    """One step of all members: losses, gradients, clipping, optimiser. The same operations every time."""
 
     stack: Stack
-    optimisers: Sequence[torch.optim.Optimizer]
+    optimiser: StackedAdamW
     clip: float
     device: torch.device
     autocast: bool
@@ -145,11 +70,9 @@ class Advance:
     def __call__(self, batch: Drawn) -> Tensor:
         """The members' losses and the norms of their gradients [2, M]; what is not finite is for the caller to see."""
         losses = self.gradients(batch)
-        members = zip(*self.stack.own.values(), strict=True)
-        norms = [nn.utils.clip_grad_norm_(parameters, self.clip) for parameters in members]
-        for optimiser in self.optimisers:
-            optimiser.step()
-        return torch.stack([losses, torch.stack(norms)])
+        norms = self.stack.clip(self.clip)
+        self.optimiser.step()
+        return torch.stack([losses, norms])
 
 
 def track_of(members: Sequence[Member], device: torch.device) -> Track:
@@ -248,7 +171,7 @@ def _prepared(
     stack = Stack([members[m].model for m in alive])
     advance = Advance(
         stack=stack,
-        optimisers=[track.optimisers[m] for m in alive],
+        optimiser=StackedAdamW.of(stack, [track.optimisers[m] for m in alive]),
         clip=members[0].training.clip,
         device=device,
         autocast=use_bfloat16(members[0].training.precision, members[0].model.head.in_features, device),

@@ -14,9 +14,10 @@ from trainers import members as members_module
 from trainers.evaluate import Budget, Job, TaskBudget, evaluate
 from trainers.graph import fit, prepare
 from trainers.loop import NotFinite, OutOfTime, Trained, Training, loss_at, places_of, train
-from trainers.members import Member, Stack, train_members
+from trainers.members import Member, train_members
 from trainers.model import ProxyModel
 from trainers.outcome import Measured, Unfit
+from trainers.stack import Stack
 from trainers.tasks.mqar import Mqar
 from trainers.tasks.task import IGNORED
 
@@ -217,7 +218,6 @@ def test_the_time_limit_holds_for_a_stack() -> None:
 def test_on_a_cpu_the_step_is_run_as_it_is() -> None:
     class Step:
         device = CPU
-        optimisers = ()
 
     step = Step()
     assert prepare(step, ()) == (step, "eager")
