@@ -10,6 +10,7 @@ from pathlib import Path
 from nas.config import Config, RungsConfig
 from nas.front import values_of
 from nas.plan import Plan
+from nas.prospects import Prospects
 from nas.rungs import Calibration, Ladder, Rules, Standing
 from search_space.layout import from_json
 from storage.place import place_of
@@ -96,6 +97,8 @@ class Climb:
     doubted: set[int] = field(default_factory=set)
     """Rungs that were not trusted when it was last said."""
     _ladder: Ladder | None = None
+    _known: Prospects | None = None
+    """What was found for earlier ladders, which holds for most of the next one."""
 
     def see(self, trial: TrialRecord, heading: int | None = None) -> None:
         """Take a trial as it now stands, on its way to a rung if it runs."""
@@ -108,7 +111,11 @@ class Climb:
     def ladder(self) -> Ladder:
         """The decisions on all that was seen."""
         if self._ladder is None:
-            self._ladder = Ladder(self.rules, self.study.axes, self.learnt, list(self.standings.values()))
+            standings = list(self.standings.values())
+            learnt = tuple(self.learnt)
+            if self._known is None or self._known.learnt != learnt:
+                self._known = Prospects(axes=self.study.axes, learnt=learnt)
+            self._ladder = Ladder(self.rules, self.study.axes, self.learnt, standings, self._known)
         return self._ladder
 
     def job(self, trial: TrialRecord) -> Job:

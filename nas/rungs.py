@@ -3,7 +3,7 @@
 After ASHA, Li et al. 2018, arXiv:1810.05934, and its ranks for several objectives, Schmucker et al. 2021,
 arXiv:2106.12639; the promise that protects, and what is learnt from those that went on by chance, are ours.
 
-Letters: N trials, P pairs of a rung and the end, M objectives, L those of them that training tells.
+Letters: N trials, M objectives.
 """
 
 import math
@@ -18,16 +18,12 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.stats import kendalltau
 
-from nas.samplers.gain import Guess, boxes, expected_gain
+from nas.prospects import Front, Pairs, Prospects
 from storage import pareto
 from storage.records import Axis
 
 TRUST_PAIRS = 15
 """Before a rung has so many pairs, nothing is held against it."""
-NEAREST = 39
-"""Pairs that prospects are found from, the nearest at the rung."""
-BLOCK = 512
-"""Trials whose prospects are found at a time, for the memory's sake."""
 SLACK = 1e-9
 """What rounding may add to a sum."""
 RESAMPLES = 300
@@ -99,13 +95,17 @@ class Ladder:
     """
 
     def __init__(
-        self, rules: Rules, axes: Sequence[Axis], learnt: Sequence[int], standings: Sequence[Standing]
+        self,
+        rules: Rules,
+        axes: Sequence[Axis],
+        learnt: Sequence[int],
+        standings: Sequence[Standing],
+        known: Prospects | None = None,
     ) -> None:
         self.rules, self.axes, self.learnt = rules, tuple(axes), list(learnt)
         self.standings = sorted(standings, key=lambda standing: standing.number)
         self.signs = np.array([-1.0 if axis.maximise else 1.0 for axis in axes])
-        self.ideal = np.array([-axis.high if axis.maximise else axis.low for axis in axes])[self.learnt]
-        self.scale = np.array([axis.high - axis.low for axis in axes])[self.learnt]
+        self.known = known or Prospects(axes=self.axes, learnt=tuple(self.learnt))
         self.needed = math.ceil(1 / rules.risk) - 1
         """Pairs without which no chance can be as small as the promise."""
 
@@ -168,31 +168,13 @@ class Ladder:
         """Of trials with these values [N, M] at a rung, the chance to join the front of the fully trained ones [N], and
         by how much they are expected to enlarge its hypervolume [N], on the frozen scale.
 
-        By the gains of the nearest pairs; the chance is counted as conformal prediction counts, with one more pair whose
-        gain would do. With too few pairs the chance is 1, and the gain all that is left.
+        With too few pairs the chance is 1, and the gain all that is left.
         """
         points: Floats = np.array(values, dtype=np.float64).reshape(-1, len(self.axes)) * self.signs
-        at, end, _ = self._pairs(rung)
-        if len(at) < self.needed or not len(points):
+        pairs = self._pairs(rung)
+        if len(pairs) < self.needed or not len(points):
             return np.ones(len(points)), np.ones(len(points))
-        near = min(NEAREST, len(at))
-        chances, gains = [], []
-        for first in range(0, len(points), BLOCK):
-            ends = self._ends(points[first : first + BLOCK], at, end, near)
-            chances.append(((~_beaten(ends, self._finals)).sum(axis=1) + 1) / (near + 1))
-            losses = pareto.losses(self.axes, (ends * self.signs).reshape(-1, len(self.axes)))
-            guesses = [Guess(column[:, None], np.ones(1)) for column in losses.T]
-            gains.append(expected_gain(guesses, self._boxes).reshape(-1, near).mean(axis=1))
-        return np.concatenate(chances), np.concatenate(gains)
-
-    def _ends(self, points: Floats, at: Floats, end: Floats, near: int) -> Floats:
-        """Where trials at these points [N, M] would end, had they the gains of each of the nearest pairs [N, near, M]."""
-        apart = np.abs(at[None] - points[:, None, self.learnt]) / self.scale
-        nearest = np.argpartition(apart.max(axis=2), near - 1, axis=1)[:, :near]
-        ends: Floats = np.repeat(points[:, None], near, axis=1)
-        moved = points[:, None, self.learnt] - (at - end)[nearest]
-        ends[:, :, self.learnt] = np.maximum(moved, self.ideal)
-        return ends
+        return self.known.of(rung, points, pairs, self._front)
 
     def expected(self, rung: int, values: Sequence[Sequence[float]]) -> list[list[float]]:
         """The objectives at the end that trials with these values [N, M] at a rung are expected to have.
@@ -200,8 +182,9 @@ class Ladder:
         By a monotone fit to the pairs; the values themselves while there are too few.
         """
         guesses = np.array(values, dtype=np.float64).reshape(-1, len(self.axes))
-        at, end, _ = self._pairs(rung)
-        if len(at) >= self.needed:
+        pairs = self._pairs(rung)
+        at, end = pairs.at, pairs.end
+        if len(pairs) >= self.needed:
             for column, objective in enumerate(self.learnt):
                 order = np.argsort(at[:, column], kind="stable")
                 fitted = isotonic_regression(end[order, column]).x
@@ -214,8 +197,8 @@ class Ladder:
 
     def calibration(self, rung: int) -> Calibration:
         """How far a rung is to be believed, with its interval."""
-        at, end, numbers = self._pairs(rung)
-        drawn = self._drawn(numbers)
+        pairs = self._pairs(rung)
+        at, end, drawn = pairs.at, pairs.end, self._drawn(pairs.numbers)
         low = high = None
         if len(at) >= 2:
             rng = np.random.default_rng(self.rules.seed)
@@ -241,8 +224,8 @@ class Ladder:
         return tuple(self._trusts(rung) for rung in range(self.rules.rungs))
 
     def _trusts(self, rung: int) -> bool:
-        at, end, numbers = self._pairs(rung)
-        drawn = self._drawn(numbers)
+        pairs = self._pairs(rung)
+        at, end, drawn = pairs.at, pairs.end, self._drawn(pairs.numbers)
         if drawn.sum() >= TRUST_PAIRS:
             # Those that went on by rank are alike, which makes any order look worse than it is.
             at, end = at[drawn], end[drawn]
@@ -251,29 +234,18 @@ class Ladder:
     # What it is answered from
 
     @cached_property
-    def _finals(self) -> Floats:
-        """[N, M] of those that are fully trained, smaller is better."""
+    def _front(self) -> Front:
         end = self.rules.rungs
         rows = [standing.values[end] for standing in self.standings if end in standing.values]
         points: Floats = np.array(rows, dtype=np.float64).reshape(-1, len(self.axes)) * self.signs
-        return points[pareto.front(points)]
-
-    @cached_property
-    def _losses(self) -> Floats:
-        """[F, M] of the front of those that are fully trained, on the frozen scale."""
-        return pareto.losses(self.axes, self._finals * self.signs)
+        return Front.of(self.axes, points, self.signs)
 
     @cached_property
     def _hypervolume(self) -> float:
-        return pareto.hypervolume(self._losses)
+        return pareto.hypervolume(self._front.losses)
 
-    @cached_property
-    def _boxes(self) -> Floats:
-        """What that front leaves of the unit box."""
-        return boxes(self._losses, np.ones(len(self.axes)))
-
-    def _pairs(self, rung: int) -> tuple[Floats, Floats, list[int]]:
-        """What training told at a rung and at the end [P, L], smaller is better, and whose it is."""
+    def _pairs(self, rung: int) -> Pairs:
+        """What training told of those that were scored at a rung and at the end."""
         if rung not in self._paired:
             end = self.rules.rungs
             both = [one for one in self.standings if rung in one.values and end in one.values]
@@ -282,15 +254,15 @@ class Ladder:
                 for place in (rung, end)
             )
             signs = self.signs[self.learnt]
-            self._paired[rung] = (
-                at[:, self.learnt] * signs,
-                final[:, self.learnt] * signs,
-                [one.number for one in both],
+            self._paired[rung] = Pairs(
+                numbers=tuple(one.number for one in both),
+                at=at[:, self.learnt] * signs,
+                end=final[:, self.learnt] * signs,
             )
         return self._paired[rung]
 
     @cached_property
-    def _paired(self) -> dict[int, tuple[Floats, Floats, list[int]]]:
+    def _paired(self) -> dict[int, Pairs]:
         return {}
 
     def _drawn(self, numbers: Sequence[int]) -> NDArray[np.bool_]:
@@ -352,14 +324,6 @@ def crowding(losses: Floats) -> Floats:
         gaps[1:-1] = column[order][2:] - column[order][:-2]
         room[order] += gaps
     return room
-
-
-def _beaten(points: Floats, others: Floats) -> NDArray[np.bool_]:
-    """Which of points [N, K, M] one of the others [F, M] dominates [N, K]."""
-    beaten = np.zeros(points.shape[:2], dtype=np.bool_)
-    for other in others:
-        beaten |= (other <= points).all(axis=2) & (other < points).any(axis=2)
-    return beaten
 
 
 def _merged(at: Floats, fitted: Floats) -> tuple[Floats, Floats]:

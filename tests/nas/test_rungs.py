@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas.rungs import NEAREST, TRUST_PAIRS, Ladder, Rules, Standing, crowding
+from nas.prospects import NEAREST
+from nas.rungs import TRUST_PAIRS, Ladder, Rules, Standing, crowding
 from storage import pareto
 from storage.records import Axis
 
