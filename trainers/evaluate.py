@@ -370,7 +370,7 @@ def _through(
                 members, job, task, late, track=track, until=job.budget.steps_at(budget, rung)
             )
             stop.runs += [
-                run if isinstance(run, NotFinite) else _score(member, run, job, task, track.step)
+                run if isinstance(run, NotFinite) else score_of(member, run, job, task, track.step)
                 for member, run in zip(members, trained, strict=True)
             ]
             stop.steps += sum(track.taken)
@@ -383,7 +383,7 @@ def _through(
     return _Ran(task=budget, stops=stops, lanes=lanes)
 
 
-def _score(member: Member, trained: Trained, job: Job, task: Task, steps: int) -> _TaskRun | NotFinite:
+def score_of(member: Member, trained: Trained, job: Job, task: Task, steps: int) -> _TaskRun | NotFinite:
     """The score on held-out sequences of a member that was trained for so many steps."""
     model, device = member.model, torch.device(job.device)
     model.eval()
