@@ -18,7 +18,7 @@ from storage import points
 from storage.records import LayoutRecord, NewTrial, ResultRecord, StudyRecord
 from storage.results import result_values
 from storage.store import Store
-from storage.tables import EventRow, LayoutRow, RepeatRow, ResultRow, TrialRow, epoch_now
+from storage.tables import EventRow, LayoutRow, PointRow, RepeatRow, ResultRow, TrialRow, epoch_now
 from storage.trials import layout_values, trial_values
 from trainers.measure import Latency, Phase
 
@@ -157,10 +157,13 @@ def _insert(connection: Connection, study: StudyRecord, portion: Sequence[Made])
     ]
     if repeats:
         connection.execute(insert(RepeatRow), repeats)
-    for _, trial, results, repeats in portion:
+    found = []
+    for _, trial, own, again in portion:
         if trial["state"] == "done":
-            seeds = [(own["quality"], own["scores"]) for own in (results[-1], *repeats)]
-            points.put(connection, study, trial["number"], trial["costs"], seeds)
+            seeds = [(result["quality"], result["scores"]) for result in (own[-1], *again)]
+            packed = points.packed_of(study.axes, trial["number"], trial["costs"], seeds)
+            found.append({"study_id": study.id, "number": trial["number"], "packed": packed})
+    connection.execute(insert(PointRow), found)
     events = [
         {"at": now, "study_id": study.id, "kind": f"trial_{kind}", "payload": {"trial": trial["number"]}}
         for _, trial, _, _ in portion

@@ -58,11 +58,10 @@ def put(
     seeds: Sequence[Scores],
 ) -> None:
     """Writes the point of a done trial, in the place of an older one; one that lacks a value on an axis has none."""
-    values = _values(study.axes, costs, seeds)
-    if values is None:
+    packed = packed_of(study.axes, number, costs, seeds)
+    if packed is None:
         return
     dialect_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    packed = struct.pack(f"<{1 + len(values)}d", number, *values)
     added = dialect_insert(PointRow).values(study_id=study.id, number=number, packed=packed)
     key = [PointRow.study_id, PointRow.number]
     connection.execute(added.on_conflict_do_update(index_elements=key, set_={"packed": packed}))
@@ -77,6 +76,14 @@ def renew(connection: Connection, study: StudyRecord, trial_id: int, number: int
             *connection.execute(_AGAIN, {"wanted": trial_id}),
         ]
         put(connection, study, number, row.costs, [(seed.quality, seed.scores) for seed in seeds])
+
+
+def packed_of(
+    axes: Sequence[Axis], number: int, costs: Mapping[str, float], seeds: Sequence[Scores]
+) -> bytes | None:
+    """The number and the values of one point as it is stored; None where the trial lacks a value."""
+    values = _values(axes, costs, seeds)
+    return None if values is None else struct.pack(f"<{1 + len(values)}d", number, *values)
 
 
 def unpacked(packed: bytes) -> tuple[float, ...]:
