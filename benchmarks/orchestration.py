@@ -43,7 +43,9 @@ TRIAL_S = 10.0
 """The trial that the overhead is told as a share of."""
 EDGE = 500
 """First and last trials whose overhead is told apart."""
-RAY_TRIALS = 1000
+PART = 10
+"""All trials are run with the most workers, and one in so many with fewer."""
+RAY_TRIALS = 500
 RAY_WORKERS = (2, 8)
 CLAIMED = 1000
 LARGE = 100_000
@@ -130,6 +132,7 @@ def drive(url: str, workers: int, trials: int, *, rungs: bool, ray: bool, folder
         "processor_ms": round(processor_s / ended * 1e3, 2),
         "share_of_10_s": round(own_ms / 1e3 / TRIAL_S, 5),
         "memory_mb": [begin_mb, _resident_mb()],
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
@@ -158,7 +161,7 @@ def claims(url: str, number: int, claimed: int) -> dict[str, float]:
 
 def pages(url: str) -> dict[str, Any]:
     """What is asked for `nas front` and for pages of `nas trials`, each with a store of its own as a command has."""
-    fronts, listed = [], []
+    fronts, processor, listed = [], [], []
     rng = random.Random(0)
     with Store.open(url, read_only=True) as store:
         study = store.studies()[0]
@@ -166,15 +169,17 @@ def pages(url: str) -> dict[str, Any]:
     for _ in range(PAGES):
         with Store.open(url, read_only=True) as store:
             store.study(study.name)
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), time.process_time()
             points = store.points(study)
             best = store.trials(study, numbers=points.front.tolist())
             fronts.append((time.perf_counter() - began) * 1e3)
+            processor.append((time.process_time() - spent) * 1e3)
             began = time.perf_counter()
             store.trials(study, offset=rng.randrange(total - 100), limit=100)
             listed.append((time.perf_counter() - began) * 1e3)
     told = {"trials": total, "done": len(points), "front": len(best)}
-    return told | {"front_ms": _spread(fronts), "page_of_100_ms": _spread(listed)}
+    times = {"front_ms": fronts, "front_processor_ms": processor, "page_of_100_ms": listed}
+    return told | {name: _spread(own) for name, own in times.items()} | {"load": round(os.getloadavg()[0], 1)}
 
 
 def _spread(times_ms: Sequence[float]) -> dict[str, float]:
@@ -246,7 +251,9 @@ def _measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with _databases(kind) as new_url:
         if "drive" in options.parts:
-            runs = [(workers, options.trials, False) for workers in options.workers]
+            *fewer, most = options.workers
+            runs = [(workers, options.trials // PART, False) for workers in fewer]
+            runs.append((most, options.trials, False))
             runs.append((options.workers[-1], min(RAY_TRIALS, options.trials), True))
             found["drive"] = []
             for workers, trials, rungs in runs:
