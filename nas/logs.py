@@ -166,7 +166,9 @@ class _Patient(logging.handlers.RotatingFileHandler):
             return
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_named(descriptor, self._path) and _is_named(self.stream.fileno(), self._path):
+            stream = self.stream
+            assert stream is not None
+            if _is_named(descriptor, self._path) and _is_named(stream.fileno(), self._path):
                 super().doRollover()
             else:
                 self._reopen()
@@ -176,7 +178,8 @@ class _Patient(logging.handlers.RotatingFileHandler):
             os.close(descriptor)
 
     def _reopen(self) -> None:
-        self.stream.close()
+        if self.stream is not None:
+            self.stream.close()
         self.stream = self._open()
 
     def handleError(self, _record: logging.LogRecord) -> None:  # noqa: N802, RUF100 - the library's name

@@ -267,6 +267,7 @@ class Store:
     def requeue_abandoned(self, study: StudyRecord) -> list[int]:
         """Running trials whose driver is gone, or silent for longer than its lease, wait again. Returns their numbers."""
         with self._database.writing() as connection:
+            drivers.end_gone(connection, study)
             drivers.end_silent(connection, study)
             return attempts.requeue_abandoned(connection, study)
 
