@@ -7,6 +7,9 @@ from storage.leases import RENEWALS, Lease
 from storage.records import StudyRecord, TrialRecord
 from storage.store import Store
 
+LOOK_S = 5.0
+"""How often to ask for drivers that are gone: of one on this machine that is seen at once, of others by their lease."""
+
 
 @dataclass
 class Others:
@@ -31,12 +34,11 @@ class Others:
         """Trials that something happened to since the last call, the own ones among them."""
         if self.lease.exclusive:
             return []
-        if time.monotonic() - self.looked > self.lease.lease_s / RENEWALS:
+        if time.monotonic() - self.looked > min(LOOK_S, self.lease.lease_s / RENEWALS):
             self.take_over()
             self.looked = time.monotonic()
         self.seen, numbers = self.store.changed_trials(self.study, self.seen)
-        found = (self.store.trial(self.study, number) for number in numbers)
-        return [trial for trial in found if trial is not None]
+        return self.store.trials(self.study, numbers=numbers) if numbers else []
 
     def repeating(self) -> set[tuple[int, int]]:
         """Trial and seed of what other drivers train once more."""

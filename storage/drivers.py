@@ -4,6 +4,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from storage.events import add_events
 from storage.plain import storable
+from storage.process import is_gone
 from storage.records import StudyRecord
 from storage.tables import DriverRow, RepeatClaimRow, epoch_now
 
@@ -46,6 +47,15 @@ def end_silent(connection: Connection, study: StudyRecord) -> None:
         DriverRow.study_id == study.id, DriverRow.ended_at.is_(None), DriverRow.lease_until < epoch_now()
     )
     _give_up(connection, study, list(connection.execute(silent).scalars()), "driver_silent")
+
+
+def end_gone(connection: Connection, study: StudyRecord) -> None:
+    """Gives up every driver whose process ran on this machine and does no more: its lease need not run out."""
+    there = select(DriverRow.id, DriverRow.name).where(
+        DriverRow.study_id == study.id, DriverRow.ended_at.is_(None)
+    )
+    gone = [row.id for row in connection.execute(there) if is_gone(row.name)]
+    _give_up(connection, study, gone, "driver_gone")
 
 
 def end_all(connection: Connection, study: StudyRecord) -> None:

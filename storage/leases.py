@@ -1,7 +1,5 @@
 """A driver's lease on a study: begun, renewed by a thread of its own, ended; begun anew where it was given up meanwhile."""
 
-import os
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +7,7 @@ from contextlib import contextmanager, suppress
 from storage import drivers
 from storage.engine import Database
 from storage.errors import StorageError
+from storage.process import name_of_this
 from storage.records import StudyRecord
 
 LEASE_S = 60.0
@@ -39,7 +38,7 @@ class Lease:
         with self._turn, self._database.writing() as connection:
             if self.exclusive:
                 drivers.end_all(connection, self._study)
-            name = f"pid {os.getpid()} on {socket.gethostname()}"
+            name = name_of_this()
             self._id = drivers.begin(connection, self._study, name=name, lease_s=self.lease_s)
 
     def renew(self) -> bool:

@@ -294,12 +294,14 @@ def test_fault_07_a_driver_that_stood_still_finds_its_trial_taken_over(begin: Be
 
 @pytest.mark.slow
 def test_a_driver_takes_over_from_one_that_died_beside_it(begin: Begin, server_url: str) -> None:
-    first = begin(server_url, LONG)
+    patient = {**LONG, "lease_s": 3600.0}  # it is the death that tells, long before the lease would
+    first = begin(server_url, patient)
     until(lambda: bool(running(server_url)))
-    second = begin(server_url, LONG)
+    second = begin(server_url, patient)
     until(lambda: kinds_of(server_url)["driver_started"] == 2)
     first.kill()
     first.wait()
     ended(second)
     assert [(trial.state, len(trial.results)) for trial in trials_of(server_url)] == [("done", 1)] * 3
-    assert kinds_of(server_url)["driver_silent"] == 1
+    kinds = kinds_of(server_url)
+    assert (kinds["driver_gone"], kinds["driver_silent"]) == (1, 0)

@@ -1,18 +1,27 @@
 """Searches in processes of their own that are told to stop, or are killed: resumable, and each trial has one result."""
 
 import json
+import os
+import pty
+import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import nas
+from storage.errors import StorageError
 from storage.records import TrialRecord
 from storage.store import Store
 
 SEARCH = "import sys; from nas.cli.main import main; sys.exit(main(sys.argv[1:]))"
+ROOT = Path(next(iter(nas.__path__))).parent
 TRIALS = 7
 # Long enough for a signal to come in the middle of a trial, wherever it is looked for.
 SLOW = {
@@ -91,6 +100,54 @@ def test_fault_32_ctrl_c_twice_stops_at_once(search: Start, url: str) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 5 and "Traceback" not in err
     assert [(trial.state, trial.attempts) for trial in trials_of(url)] == [("waiting", 1)]
+
+
+ON_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n{SEARCH}"
+
+
+def test_fault_32_ctrl_c_twice_on_a_terminal_stops_at_once(config_file: Callable[..., str], url: str) -> None:
+    """Keys that are typed, as the terminal itself makes a signal of them, for every process that it is in front of."""
+    path = config_file({**SLOW, "tasks": {"mqar": {"steps": 100_000, "batch": 8, "learning_rates": [0.01]}}})
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_TERMINAL, "search", "--config", path, "--storage", url],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, cwd="/",
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = bytearray()
+
+    def until(there: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not there():
+            assert time.monotonic() < deadline and process.poll() is None, shown.decode(errors="replace")
+            if select.select([ours], [], [], 0.1)[0]:
+                shown.extend(os.read(ours, 65536))
+
+    def running() -> bool:
+        try:
+            return [trial.state for trial in trials_of(url)] == ["running"]
+        except (StorageError, AssertionError):  # not made yet
+            return False
+
+    try:
+        until(running)
+        os.write(ours, b"\x03")
+        until(lambda: b"Ctrl-C again stops at once" in shown)
+        assert running()  # the first one lets it go on
+        os.write(ours, b"\x03")
+        until_end = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < until_end:
+            if select.select([ours], [], [], 0.1)[0]:
+                with suppress(OSError):  # the terminal is gone with its last process
+                    shown.extend(os.read(ours, 65536))
+        assert process.poll() == 5, shown.decode(errors="replace")
+        assert b"Traceback" not in shown
+        assert [(trial.state, trial.attempts) for trial in trials_of(url)] == [("waiting", 1)]
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
 
 
 def test_fault_31_a_termination_puts_back_what_runs(search: Start, url: str) -> None:
