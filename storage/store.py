@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from storage import attempts, disks, drivers, events, latency, repeats, schema, studies, trials
 from storage.engine import Database
 from storage.errors import ConnectionLost, StorageError, Taken
+from storage.glances import Glance, Layers, read_glances
 from storage.leases import LEASE_S, Lease, leased
 from storage.locks import writer_lock
 from storage.place import place_of
@@ -328,6 +329,10 @@ class Store:
                 connection, study, number=number, repeats=self._has_repeats(connection)
             )
             return next(iter(found), None)
+
+    def glances(self, study: StudyRecord, numbers: Collection[int], layers: Layers) -> list[Glance]:
+        """The trials of these numbers at a glance, in short transactions; `layers` keeps what was decoded."""
+        return read_glances(self._database.reading, study, numbers, self._has_repeats, layers)
 
     def counts(self, study: StudyRecord) -> dict[State, int]:
         """How many trials stand in each state, zeros included."""
