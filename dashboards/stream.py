@@ -12,7 +12,8 @@ from fastapi import APIRouter, Header, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
-from dashboards.api import Segment, opened
+from dashboards.api import REFUSALS, Segment
+from dashboards.desk import Desk
 from storage.records import EventRecord
 from storage.store import Store
 
@@ -31,13 +32,13 @@ class EventsAnswer:
     events: list[EventRecord]
 
 
-def router(url: str, closing: threading.Event) -> APIRouter:
+def router(desk: Desk, closing: threading.Event) -> APIRouter:
     """The route of events of one database; streams end once `closing` is set."""
-    routes = APIRouter(prefix="/api/v1", tags=["events"])
+    routes = APIRouter(prefix="/api/v1", tags=["events"], responses=REFUSALS)
     places = asyncio.Semaphore(STREAMS)
 
     def read(segment: str, start: int | None) -> EventsAnswer:
-        with opened(url, segment) as (store, study):
+        with desk.study(segment) as (store, study):
             if start is None:
                 return EventsAnswer(last=latest_event(store), events=[])
             found = store.events(study=study, after=start, limit=BATCH)
