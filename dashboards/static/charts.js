@@ -54,16 +54,25 @@ function joined(before, trace) {
 }
 
 function narrowed(figure, box) {
-  // A phone has no room for a scale at the side; a served picture is asked for as one for a phone.
-  if (box.clientWidth >= NARROW_PX || !figure.layout.coloraxis) return figure;
-  const bar = figure.layout.coloraxis.colorbar;
-  const below = { ...bar, orientation: "h", y: -0.3, yanchor: "top", len: 0.9, title: { ...bar.title, side: "top" } };
-  const coloraxis = { ...figure.layout.coloraxis, colorbar: below };
-  return { ...figure, layout: { ...figure.layout, coloraxis, height: (figure.layout.height || 400) + 70 } };
+  // A phone has no room for a scale at the side, nor for a legend of many names above.
+  if (box.clientWidth >= NARROW_PX) return figure;
+  const layout = { ...figure.layout, height: figure.layout.height || 400 };
+  if (layout.coloraxis && layout.coloraxis.colorbar.orientation !== "h") {
+    const bar = layout.coloraxis.colorbar;
+    const below = { ...bar, orientation: "h", y: -0.3, yanchor: "top", len: 0.9, title: { ...bar.title, side: "top" } };
+    layout.coloraxis = { ...layout.coloraxis, colorbar: below };
+    layout.height += 70;
+  }
+  const named = figure.data.filter((trace) => trace.showlegend !== false && trace.name).length;
+  if (named > 5 && !layout.coloraxis && !layout.scene) {
+    layout.legend = { ...layout.legend, orientation: "v", x: 0, y: -64 / layout.height, yanchor: "top" };
+    layout.height += 21 * named;
+  }
+  return { ...figure, layout };
 }
 
 async function figureOf(box) {
-  if (box.dataset.inline) return narrowed(unpackAll(JSON.parse(document.getElementById(box.dataset.inline).textContent)), box);
+  if (box.dataset.inline) return unpackAll(JSON.parse(document.getElementById(box.dataset.inline).textContent));
   const address = new URL(box.dataset.source, location.href);
   if (box.clientWidth < NARROW_PX) address.searchParams.set("narrow", "1");
   const known = box.figure && box.drawnFrom === address.href ? box.figure : null;
@@ -99,7 +108,8 @@ async function draw(box) {
     // Two dimensions and three share nothing that could be carried over.
     if (box.figure && Boolean(box.figure.layout.scene) === flat) Plotly.purge(box), (box.tied = false);
     box.figure = figure;
-    const { data, layout } = resolved({ data: figure.data, layout: zoomed(figure.layout, box) }, styles);
+    const fitted = narrowed(figure, box);
+    const { data, layout } = resolved({ data: fitted.data, layout: zoomed(fitted.layout, box) }, styles);
     if (flat && box.lasso) layout.dragmode = "lasso";
     await Plotly.react(box, data, layout, settings);
     box.dataset.state = "drawn";
