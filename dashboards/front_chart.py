@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -67,8 +68,9 @@ def front(view: StudyView, x: str | None = None, y: str | None = None, scene: Sc
     )
     crowd, marked = parted(view, shown)
     traces: list[Figure] = [] if not len(crowd) else [_crowd(plane, crowd, scene)]
-    traces.append(_staircase(plane))
-    placed = _placed(plane, marked, scene.narrow)
+    stairs = _staircase(plane)
+    traces.append(stairs)
+    placed = _placed(plane, marked, stairs, scene.narrow)
     inside = None if scene.caught is None else frozenset(scene.caught.tolist())
     for on_front in (False, True):
         for kind in SYMBOLS:
@@ -272,7 +274,7 @@ def _refused(plane: _Plane, limits: Sequence[Limit]) -> tuple[list[Figure], list
     return shapes, words
 
 
-def _placed(plane: _Plane, points: Sequence[Point], narrow: bool) -> dict[int, str]:
+def _placed(plane: _Plane, points: Sequence[Point], stairs: Figure, narrow: bool) -> dict[int, str]:
     spots = [
         labels.Spot(
             key=p.number,
@@ -284,7 +286,9 @@ def _placed(plane: _Plane, points: Sequence[Point], narrow: bool) -> dict[int, s
         for p in points
         if p.on_front or p.kind != "found"
     ]
-    return labels.places(spots, width=280 if narrow else 620, height=280 if narrow else 400)
+    at = [(plane.share(0, x), plane.share(1, y)) for x, y in zip(stairs["x"], stairs["y"], strict=True)]
+    lines = [part for (x0, y0), (x1, y1) in pairwise(at) for part in ((x0, y0, x1, y0), (x1, y0, x1, y1))]
+    return labels.places(spots, width=280 if narrow else 620, height=280 if narrow else 400, lines=lines)
 
 
 def _share(view: StudyView, axis: Axis, point: Point) -> float:

@@ -17,6 +17,10 @@ _SIDES = {
 }
 
 
+Box = tuple[float, float, float, float]
+"""Left, low, right, high."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spot:
     """A mark at shares of the picture's width and height, and the name that it would like to have."""
@@ -29,11 +33,13 @@ class Spot:
     """Those of a higher weight are placed first."""
 
 
-Box = tuple[float, float, float, float]
+def places(
+    spots: Sequence[Spot], *, width: float, height: float, lines: Sequence[Box] = ()
+) -> dict[int, str]:
+    """By key, on which side of its mark a name stands; a name without room is left out.
 
-
-def places(spots: Sequence[Spot], *, width: float, height: float) -> dict[int, str]:
-    """By key, on which side of its mark a name stands; a name without room is left out."""
+    `lines` run upright or level, in the same shares as the spots: no name lies over one.
+    """
     marks = {
         spot.key: (
             spot.x * width - MARK,
@@ -43,7 +49,10 @@ def places(spots: Sequence[Spot], *, width: float, height: float) -> dict[int, s
         )
         for spot in spots
     }
-    taken: list[Box] = []
+    taken: list[Box] = [
+        (min(x0, x1) * width - 1, min(y0, y1) * height - 1, max(x0, x1) * width + 1, max(y0, y1) * height + 1)
+        for x0, y0, x1, y1 in lines
+    ]
     found: dict[int, str] = {}
     for spot in sorted((s for s in spots if s.text), key=lambda s: (-s.weight, s.key)):
         for side, (right, up) in _SIDES.items():

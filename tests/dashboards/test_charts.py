@@ -207,6 +207,10 @@ def test_names_stand_where_there_is_room():
     assert len(set(sides.values())) == len(sides), (
         "two names on one side of marks so close would lie over one another"
     )
+    line = labels.places(
+        [labels.Spot(key=1, x=0.5, y=0.5, text="kda")], width=400, height=300, lines=[(0.5, 0.5, 0.5, 1.0)]
+    )
+    assert line == {1: "bottom center"}, "a line runs upwards from the mark"
     same = [labels.Spot(key=n, x=0.5, y=0.5, text="x") for n in range(12)]
     sides = labels.places(same, width=400, height=300)
     assert len(sides) == len(set(sides.values())) == 8, "there are eight sides, and no name shares one"

@@ -1,11 +1,12 @@
 """Every template prints exactly the fields of its page."""
 
+import re
 from dataclasses import fields
 
 import pytest
 from jinja2 import meta, nodes
 
-from dashboards import addresses, app
+from dashboards import addresses, app, strips
 from dashboards.pages import ENVIRONMENT, MessagePage, Page, render
 from dashboards.strips import style
 from search_space.family import FAMILIES
@@ -46,6 +47,13 @@ def test_every_family_has_its_colour_from_the_list():
     css = style()
     for family in FAMILIES.values():
         assert f"--family-{family.name}:{family.colour};" in css
+
+
+def test_every_mark_can_be_read_on_its_colour():
+    for scheme in style().split("@media"):
+        colours = dict(re.findall(r"--family-((?:ink-)?\w+):(#[0-9a-f]{6})", scheme))
+        for name in [name for name in colours if not name.startswith("ink-")]:
+            assert strips.contrast(colours[name], colours[f"ink-{name}"]) >= 4.5, (name, colours[name])
 
 
 @pytest.mark.parametrize(
