@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dashboards import addresses
+from dashboards.growth_chart import Baseline, baseline
 from dashboards.memory import Library, Snapshot
 from dashboards.reasons import Reasons
 from dashboards.scene import NO_DOUBT, Doubt
@@ -81,6 +82,7 @@ class Desk:
     url: str
     library: Library
     workshop: Workshop | None = None
+    _lucks: dict[tuple[str, float], tuple[int, Baseline | None]] = field(default_factory=dict)
     _doubts: dict[tuple[str, float], tuple[tuple[int, int], Doubt]] = field(default_factory=dict)
 
     @contextmanager
@@ -119,6 +121,15 @@ class Desk:
                 state,
                 self.workshop.doubt(view.axes, [view.glance(n) for n in numbers]),
             )
+        return known[1]
+
+    def luck(self, snapshot: Snapshot) -> Baseline | None:
+        """What luck would have made of a study's layouts; worked out anew once they are a few per cent more."""
+        key = (snapshot.study.name, snapshot.study.created_at)
+        count = len(snapshot.view.measured)
+        known = self._lucks.get(key)
+        if known is None or not known[0] <= count < 1 + known[0] * 1.03:
+            known = self._lucks[key] = (count, baseline(snapshot.view))
         return known[1]
 
 

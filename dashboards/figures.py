@@ -111,7 +111,7 @@ def _of_study(
         case "hypervolume":
             with desk.store() as store:
                 others = why_page.random_studies(desk, store, snapshot.study)
-            return growth_chart.hypervolume(snapshot.view, growth_chart.baseline(snapshot.view), others)
+            return growth_chart.hypervolume(snapshot.view, desk.luck(snapshot), others)
         case "calibration":
             return why_page.calibration(snapshot)
         case "contexts" | "tasks":

@@ -118,7 +118,8 @@ def _crowd(plane: _Plane, crowd: Numbers, scene: Scene) -> Figure:
 
 def _staircase(plane: _Plane) -> Figure:
     view, signs = plane.view, [-1.0 if axis.maximise else 1.0 for axis in (plane.x, plane.y)]
-    across, up = (view.column(axis.name)[view.measured] for axis in (plane.x, plane.y))
+    # What is not beaten on two axes is matched on both by something that is not beaten on all: the front is enough.
+    across, up = (view.column(axis.name)[view.front_numbers] for axis in (plane.x, plane.y))
     # Walking away from the best end of the horizontal axis, a step is kept where it gains on the vertical one.
     order = np.lexsort((signs[1] * up, signs[0] * across))
     heights = signs[1] * up[order]
@@ -147,7 +148,7 @@ def _marks(
     opaque = 0.95 if on_front else 0.3
     marker: Figure = {
         "symbol": SYMBOLS[kind],
-        "size": [9 + 13 * _share(view, third, p) for p in points] if third else 11,
+        "size": [9 + 13 * share for share in _shares(view, third, points)] if third else 11,
         "opacity": opaque
         if inside is None
         else [opaque if p.number in inside else 0.12 if on_front else 0.06 for p in points],
@@ -291,13 +292,11 @@ def _placed(plane: _Plane, points: Sequence[Point], stairs: Figure, narrow: bool
     return labels.places(spots, width=280 if narrow else 620, height=280 if narrow else 400, lines=lines)
 
 
-def _share(view: StudyView, axis: Axis, point: Point) -> float:
+def _shares(view: StudyView, axis: Axis, points: Sequence[Point]) -> list[float]:
+    """Where points stand between the ends of an axis, from 0 to 1."""
     low, high = (logged(axis, x) for x in bounds(view, axis, axis.log, view.measured))
-    return (
-        (logged(axis, drawn(axis, point.values[axis.name], axis.log)) - low) / (high - low)
-        if high > low
-        else 0.5
-    )
+    at = [logged(axis, drawn(axis, p.values[axis.name], axis.log)) for p in points]
+    return [(x - low) / (high - low) if high > low else 0.5 for x in at]
 
 
 def _axis(plane: _Plane, place: int) -> Figure:

@@ -164,7 +164,7 @@ def front_page(desk: Desk, segment: str, choice: Choice) -> FrontPage:
     with desk.study(segment) as (store, study):
         snapshot = desk.library.snapshot(store, study)
         shown_url = store.shown_url
-        done = store.trials(study, states=DONE, limit=20)
+        done = store.trials(study, states=DONE, limit=4)
     view, name = snapshot.view, study.name
     across, up, _ = choose_axes(study.axes, choice.x, choice.y, choice.third)
     plan = facts.planned(study)

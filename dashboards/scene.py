@@ -62,9 +62,9 @@ def parted(view: StudyView, shown: Numbers) -> tuple[Numbers, tuple[Point, ...]]
     """Those drawn as a crowd, and those with a mark and words of their own."""
     if len(shown) <= MANY:
         return shown[:0], view.points_of(shown)
-    marked = np.union1d(view.front_numbers, view.known)
-    crowd = np.setdiff1d(shown, marked, assume_unique=True)
-    return crowd, view.points_of(np.intersect1d(shown, marked))
+    own = np.zeros(len(view.glances), dtype=bool)
+    own[view.front_numbers] = own[view.known] = True
+    return shown[~own[shown]], view.points_of(shown[own[shown]])
 
 
 def packed(values: Floats) -> Figure:

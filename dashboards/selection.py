@@ -89,13 +89,23 @@ def ordered(snapshot: Snapshot, choice: Choice, numbers: Numbers) -> Numbers:
     return numbers[order]
 
 
-def best_first(snapshot: Snapshot, choice: Choice, numbers: Numbers) -> Numbers:
-    """Measured trials for the strips: as they are sorted, or else the front first, best on the first axis."""
+def best_first(snapshot: Snapshot, choice: Choice, numbers: Numbers, most: int = 200) -> Numbers:
+    """Measured trials for the strips: as they are sorted, or else the front first, best on the first axis.
+
+    Of those that are beaten `most` at most; of those that are sorted all.
+    """
     if choice.sort:
         return ordered(snapshot, choice, numbers)
-    beaten = ~np.isin(numbers, snapshot.view.front_numbers)
-    order: Numbers = np.lexsort((numbers, snapshot.view.directed[numbers, 0], beaten))
-    return numbers[order]
+    own = np.zeros(len(snapshot.view.glances), dtype=bool)
+    own[snapshot.view.front_numbers] = True
+    on_front, beaten = numbers[own[numbers]], numbers[~own[numbers]]
+    first = snapshot.view.directed[:, 0]
+    if len(beaten) > most:
+        # Of very many only the best are put in order.
+        beaten = beaten[np.argpartition(first[beaten], most)[:most]]
+    parts = [part[np.lexsort((part, first[part]))] for part in (on_front, beaten)]
+    ordered_parts: Numbers = np.concatenate(parts)
+    return ordered_parts
 
 
 def _log(x: Floats) -> Floats:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dashboards import addresses, growth_chart, quantities, tables
+from dashboards import addresses, quantities, tables
 from dashboards.charts import Figure, bare_axis, bare_layout, plain
 from dashboards.desk import Desk
 from dashboards.front_page import tabs
@@ -22,6 +22,8 @@ from storage.store import Store
 
 MOST_DOTS = 2000
 RANDOM = "random"
+Pairs = dict[tuple[int, int], list[tuple[int, float, float]]]
+"""By rung and the next one that a trial reached: its number, and its quality at both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ def why_page(desk: Desk, segment: str) -> WhyPage:
         waiting=found if isinstance(found, str) else "",
         reasons=section,
         sources={key: addresses.figure(name, key) for key in (*keys, "hypervolume", "calibration")},
-        luck=luck_words(snapshot, growth_chart.baseline(snapshot.view)),
+        luck=luck_words(snapshot, desk.luck(snapshot)),
         growth=tables.hypervolume(snapshot.view),
         rungs=calibration_table(snapshot),
     )
@@ -75,7 +77,7 @@ def luck_words(snapshot: Snapshot, luck: Baseline | None) -> str:
     steps = snapshot.view.progress
     if luck is None or not steps:
         return "Too few layouts are measured to tell the search from luck."
-    place = int(np.searchsorted(luck.measured, max(1, len(steps) // 4)))
+    place = int(np.searchsorted(luck.measured, min(luck.measured[-1], max(1, len(steps) // 4))))
     at, middle = luck.measured[place], luck.middle[place]
     own = steps[at - 1].hypervolume
     than = "more than" if own > luck.high[place] else "less than" if own < luck.low[place] else "within"
@@ -94,13 +96,13 @@ def random_studies(desk: Desk, store: Store, study: StudyRecord) -> Sequence[tup
     return found[:3]
 
 
-def _pairs(snapshot: Snapshot) -> dict[tuple[int, int], list[tuple[int, float, float]]]:
-    """By rung and the next one that a trial reached: number, and quality at both."""
-    found: dict[tuple[int, int], list[tuple[int, float, float]]] = {}
-    for seen in snapshot.view.glances:
-        if seen is not None and len(seen.rungs) > 1:
-            for (low, before), (high, after) in pairwise(seen.rungs):
-                found.setdefault((low, high), []).append((seen.number, before, after))
+def _pairs(snapshot: Snapshot) -> Pairs:
+    found: Pairs = {}
+    # The last ones tell as much as all of very many.
+    seen_at_two = [seen for seen in snapshot.view.glances if seen is not None and len(seen.rungs) > 1]
+    for seen in seen_at_two[-MOST_DOTS:]:
+        for (low, before), (high, after) in pairwise(seen.rungs):
+            found.setdefault((low, high), []).append((seen.number, before, after))
     return dict(sorted(found.items()))
 
 
@@ -109,21 +111,20 @@ def calibration(snapshot: Snapshot) -> Figure:
     traces: list[Figure] = []
     ends: list[float] = []
     for place, ((low, high), pairs) in enumerate(_pairs(snapshot).items()):
-        shown = pairs[-MOST_DOTS:]
-        ends += [x for _, *both in shown for x in both]
+        ends += [x for _, *both in pairs for x in both]
         colour = f"var(--curve-{place % 5 + 1})"
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "name": f"rung {low} to {high}",
-                "x": [before for _, before, _ in shown],
-                "y": [after for _, _, after in shown],
-                "customdata": [number for number, _, _ in shown],
+                "x": [before for _, before, _ in pairs],
+                "y": [after for _, _, after in pairs],
+                "customdata": [number for number, _, _ in pairs],
                 "hovertext": [
                     f"{plain(snapshot.view.glance(n).layout.text)}<br>{quantities.quality(b)} at rung {low}, "
                     f"{quantities.quality(a)} at rung {high}"
-                    for n, b, a in shown
+                    for n, b, a in pairs
                 ],
                 "hoverinfo": "text",
                 "marker": {
