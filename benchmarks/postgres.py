@@ -26,10 +26,13 @@ def server_binaries() -> Path | None:
 
 
 class Server:
-    """A PostgreSQL server on a free loopback port, run by an ordinary user (it refuses root)."""
+    """A PostgreSQL server on a free loopback port, run by an ordinary user (it refuses root).
 
-    def __init__(self, binaries: Path, home: Path) -> None:
-        self.binaries, self.home = binaries, home
+    Only a durable one waits for the disk at each commit, as a true one does.
+    """
+
+    def __init__(self, binaries: Path, home: Path, *, durable: bool = False) -> None:
+        self.binaries, self.home, self.durable = binaries, home, durable
         self._identity: dict[str, Any] = {}
         if os.geteuid() == 0:
             user = next(entry for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody"))
@@ -62,7 +65,7 @@ class Server:
     def start(self) -> None:
         """Starts the server and waits until it answers."""
         options = ["-D", str(self.home / "data"), "-p", str(self.port), "-k", str(self.home)]
-        options += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        options += ["-c", "listen_addresses=127.0.0.1", "-c", f"fsync={'on' if self.durable else 'off'}"]
         with (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [str(self.binaries / "postgres"), *options],

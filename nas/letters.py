@@ -53,12 +53,13 @@ class Letters:
         if quantity.kind.source == "measured":
             times = {layer: self._time(layer, at, quantity.phase) for layer in dict.fromkeys(pattern.layers)}
             return quantity.of_latency(sum(times[layer] for layer in network.layers), frame)
-        return FROM_COST[quantity.base](self._cost(pattern, network, at))
+        return FROM_COST[quantity.base](self.cost(pattern, network, at))
 
-    def _cost(self, pattern: Layout, network: Layout, frame: Frame) -> Cost:
+    def cost(self, pattern: Layout, network: Layout, frame: Frame) -> Cost:
+        """As `layout_cost` of the network that a pattern stands for."""
         if any(placed(layer) for layer in pattern.layers):
             return layout_cost(network, frame)
-        costs = {layer: self._alone(layer, frame) for layer in dict.fromkeys(pattern.layers)}
+        costs = {layer: self.alone(layer, frame) for layer in dict.fromkeys(pattern.layers)}
         return total(costs[layer] for layer in network.layers)
 
     def span(
@@ -70,7 +71,7 @@ class Letters:
         if quantity.kind.source == "measured":
             own = self._time(layer, at, quantity.phase)
             return own, own
-        first = FROM_COST[quantity.base](self._alone(layer, at))
+        first = FROM_COST[quantity.base](self.alone(layer, at))
         if not placed(layer):
             return first, first
         after = [inner_frame(layer, at)]
@@ -79,7 +80,8 @@ class Letters:
         found = [first, *(FROM_COST[quantity.base](layer_cost(layer, place)) for place in after)]
         return min(found), max(found)
 
-    def _alone(self, layer: Layer, frame: Frame) -> Cost:
+    def alone(self, layer: Layer, frame: Frame) -> Cost:
+        """As `layer_cost` of a layer that stands nowhere."""
         key = (layer, frame)
         if key not in self.costs:
             self.costs[key] = layer_cost(layer, frame)

@@ -1,5 +1,6 @@
 """A study's log: one JSON object a line, in a file that is rotated by size. It never stands in a search's way."""
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -147,6 +148,39 @@ class _Patient(logging.handlers.RotatingFileHandler):
         )
         self._path, self._warn, self._warned = path, warn, False
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the line where the name now leads: another search of the study may have set the file aside."""
+        try:
+            if self.stream is not None and not _is_named(self.stream.fileno(), self._path):
+                self._reopen()
+        except OSError:
+            self.handleError(record)
+        super().emit(record)
+
+    def doRollover(self) -> None:  # noqa: N802, RUF100 - the library's name
+        """Sets the file aside, unless another search is at it, or was; nobody is waited for."""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._reopen()
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            own = self.stream
+            if own is not None and all(_is_named(one, self._path) for one in (descriptor, own.fileno())):
+                super().doRollover()
+            else:
+                self._reopen()
+        except BlockingIOError:
+            pass  # it grows by a line meanwhile
+        finally:
+            os.close(descriptor)
+
+    def _reopen(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+        self.stream = self._open()
+
     def handleError(self, _record: logging.LogRecord) -> None:  # noqa: N802, RUF100 - the library's name
         """Says it once; what the broken file still held back is dropped, or it would be written at any later time."""
         error = sys.exc_info()[1]
@@ -169,6 +203,13 @@ class _Patient(logging.handlers.RotatingFileHandler):
             # A process that was killed, or a disk that was full, left half a line: the next one begins anew.
             stream.write("\n")
         return stream
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _is_torn(path: Path) -> bool:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from nas.best import Best
 from nas.climb import Climb
-from nas.front import hypervolume, values_of
+from nas.front import values_of
 from nas.samplers.sampler import Known, Proposal, Sampler
 from search_space.layout import Layout
 from storage.records import State, StudyRecord, TrialRecord
@@ -26,11 +27,25 @@ class Memory:
     """What the sampler was told to expect of trials that rest."""
     waiting: set[int] = field(default_factory=set)
     """Trials that wait for whichever driver takes them."""
+    open: set[int] = field(default_factory=set)
+    """Trials that wait or run, here or with another driver, as far as it was heard."""
+    keys: set[str] = field(default_factory=set)
+    """Of all layouts that a trial has."""
+
+    def __post_init__(self) -> None:
+        self.best = Best(self.study.axes)
+
+    def keep(self, trial: TrialRecord) -> None:
+        """Remember a trial as it now stands."""
+        self.trials[trial.number] = trial
+        self.keys.add(trial.layout.key)
+        (self.open.add if trial.state in ("waiting", "running") else self.open.discard)(trial.number)
+        self.best.see(trial)
 
     def fill(self, trials: list[TrialRecord]) -> None:
         """Remember a study that goes on."""
         for trial in trials:
-            self.trials[trial.number] = trial
+            self.keep(trial)
             if trial.state == "waiting":
                 self.waiting.add(trial.number)
             if self.climb:
@@ -44,14 +59,15 @@ class Memory:
 
     def opened(self, trial: TrialRecord, proposal: Proposal) -> None:
         """A proposal became a trial."""
-        self.trials[trial.number], self.tokens[trial.number] = trial, proposal.token
+        self.keep(trial)
+        self.tokens[trial.number] = proposal.token
 
     def take_in(self, trial: TrialRecord) -> bool:
         """Remember a trial as another driver left it; True where that driver ended it."""
         number, before = trial.number, self.trials.get(trial.number)
         if before == trial:
             return False
-        self.trials[number] = trial
+        self.keep(trial)
         (self.waiting.add if trial.state == "waiting" else self.waiting.discard)(number)
         if before is None:
             self.tokens[number] = self.sampler.learn(self._known_as(trial))
@@ -83,12 +99,7 @@ class Memory:
 
     def knows(self, layout: Layout) -> bool:
         """Whether a trial has this layout, whatever became of it."""
-        return any(trial.layout.key == layout.key for trial in self.trials.values())
-
-    @property
-    def hypervolume(self) -> float:
-        """Of the front so far."""
-        return hypervolume(list(self.trials.values()), self.study.axes)
+        return layout.key in self.keys
 
     def _known_as(self, trial: TrialRecord) -> Known:
         values = values_of(trial, self.study.axes) if trial.state == "done" else None

@@ -17,6 +17,7 @@ from scipy.stats import t as student
 
 from nas.front import finished, minimised
 from storage import pareto
+from storage.points import Points
 from storage.records import Axis, TrialRecord
 
 CONFIDENCE = 0.95
@@ -27,6 +28,10 @@ WORK = 2e8
 """Comparisons that a question may take, about a second; more candidates get fewer draws."""
 FAR = 5.0
 """Standard errors, beyond which nothing is expected of a layout."""
+NEAREST = 0.05
+"""Standard errors, below which no more candidates are left out."""
+MOST_NEAR = 1000
+"""Candidates for the front, of which more would be compared for minutes."""
 Floats = NDArray[np.float64]
 
 
@@ -75,6 +80,24 @@ def estimates(trials: Sequence[TrialRecord], axis: Axis) -> dict[int, Estimate]:
     return found
 
 
+def candidates(points: Points, repeated: Sequence[TrialRecord]) -> list[int]:
+    """The numbers of all trials whose chance is not nought, and of a few more; `repeated`: those with several seeds.
+
+    The chances of these and the repeated ones among themselves are those that they have among all.
+    """
+    errors = np.zeros(len(points.axes))
+    for column, axis in enumerate(points.axes):
+        if is_trained(axis, repeated):
+            seeds = [trial.by_seed(axis.name) for trial in repeated]
+            errors[column] = math.sqrt(
+                math.fsum(map(_squares, seeds)) / max(1, sum(len(own) - 1 for own in seeds))
+            )
+    # Trials of one seed all have this error. Their worst alone beat nothing that all the worst together do not.
+    single = ~np.isin(points.numbers, [trial.number for trial in repeated])
+    near = _near(points.minimised, np.broadcast_to(errors, points.values.shape), among=single)
+    return sorted({*points.numbers[near].tolist(), *points.front.tolist()})
+
+
 def _squares(values: Sequence[float]) -> float:
     mean = sum(values) / len(values)
     return math.fsum((value - mean) ** 2 for value in values)
@@ -103,16 +126,21 @@ def chances(trials: Sequence[TrialRecord], axes: Sequence[Axis], seed: int = 0) 
     return result | {done[index].number: share for index, share in zip(near, drawn, strict=True)}
 
 
-def _near(means: Floats, errors: Floats) -> list[int]:
-    """Those that are not beaten, at their very best, by another at its very worst."""
-    best, worst = means - FAR * errors, means + FAR * errors
-    barrier = worst[pareto.front(worst)]
-    near = []
-    for index, point in enumerate(best):
-        beaten = (barrier <= point).all(axis=1) & (barrier < point).any(axis=1)
-        if not beaten.any():
-            near.append(index)
-    return near
+def _near(means: Floats, errors: Floats, among: NDArray[np.bool_] | None = None) -> list[int]:
+    """Those that are not beaten, at their very best, by another at its very worst, or by one `among` the others.
+
+    Where that is said of too many, the very best and worst are taken less far out, until it holds of few.
+    """
+    far = FAR
+    while True:
+        best, worst = means - far * errors, (means + far * errors)[slice(None) if among is None else among]
+        near = np.ones(len(best), dtype=np.bool_)
+        for point in worst[pareto.front(worst)]:
+            near &= ~((point <= best).all(axis=1) & (point < best).any(axis=1))
+        if near.sum() <= MOST_NEAR or far < NEAREST:
+            found: list[int] = np.flatnonzero(near).tolist()
+            return found
+        far /= 2
 
 
 def _share_on_front(means: Floats, errors: Floats, freedom: Floats, rng: np.random.Generator) -> list[float]:

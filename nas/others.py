@@ -35,8 +35,7 @@ class Others:
             self.take_over()
             self.looked = time.monotonic()
         self.seen, numbers = self.store.changed_trials(self.study, self.seen)
-        found = (self.store.trial(self.study, number) for number in numbers)
-        return [trial for trial in found if trial is not None]
+        return self.store.trials(self.study, numbers=numbers) if numbers else []
 
     def repeating(self) -> set[tuple[int, int]]:
         """Trial and seed of what other drivers train once more."""

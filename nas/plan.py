@@ -1,7 +1,7 @@
 """A configuration made concrete: frames, space, budget, starting layouts. Nothing is trained or written here."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -67,6 +67,8 @@ class Plan:
     letters: Letters
     widths: Widths | None
     """Where every layout has a width of its own."""
+    smaller: dict[tuple[Layer, int], Layer] = field(default_factory=dict, compare=False, repr=False)
+    """Layers at the proxy's sizes, by layer and width of the target."""
 
     def bounds(self, latency: Latency | None = None) -> Bounds:
         """The rules as one question; without latencies those of the rules that are exact."""
@@ -92,13 +94,22 @@ class Plan:
     def job(self, layout: Layout) -> Job:
         """The evaluation of a pattern at the proxy frame."""
         return Job(
-            layers=tuple(shrink_layout(layout, self.target_of(layout), self.proxy).to_json()),
+            layers=tuple(self._shrunk(layout).to_json()),
             frame=self.proxy,
             budget=self.budget,
             seed=self.config.seed,
             time_limit_s=self.config.time_limit_s,
             device=self.config.proxy.device,
         )
+
+    def _shrunk(self, layout: Layout) -> Layout:
+        """The pattern at the proxy's sizes; a search asks for the same few layers again and again."""
+        target = self.target_of(layout)
+        for layer in dict.fromkeys(layout.layers):
+            if (layer, target.width) not in self.smaller:
+                [small] = shrink_layout(Layout((layer,)), target, self.proxy).layers
+                self.smaller[layer, target.width] = small
+        return Layout(tuple(self.smaller[layer, target.width] for layer in layout.layers))
 
     def evaluation_key(self, layout: Layout, seed: int | None = None) -> str:
         """Equal for two trials that would train the very same thing, with the study's own seed if no other is given."""

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from nas.letters import placed
 from nas.objectives import Quantity
 from nas.plan import Plan
-from search_space.cost import at_depth, cache_bytes, frames_of, layer_cost, layout_cost
+from search_space.cost import at_depth, frames_of, layer_cost, layout_cost
 from search_space.frame import Frame
 from search_space.layout import Layer, Layout
 from storage.errors import Outdated, StorageError
@@ -44,6 +45,8 @@ class LatencyBook:
     """Measure even what is known, and replace it."""
     meter: Meter | None = None
     """Measures elsewhere; None: in this process."""
+    seen: dict[tuple[Any, ...], LatencyRecord] = field(default_factory=dict, compare=False, repr=False)
+    """What was looked up before: a search asks for the same few layers again and again."""
 
     @property
     def device_name(self) -> str:
@@ -101,6 +104,12 @@ class LatencyBook:
         self, subject: str, frame: Frame, phase: Phase, whole: bool, measure: Callable[[], Latency]
     ) -> LatencyRecord:
         key = self._key(subject, frame, phase, whole)
+        place = tuple(key.values())
+        if self.again or place not in self.seen:
+            self.seen[place] = self._stored(key, measure)
+        return self.seen[place]
+
+    def _stored(self, key: Mapping[str, Any], measure: Callable[[], Latency]) -> LatencyRecord:
         own = self._known(self.store, key)
         if own is not None:
             return own
@@ -163,7 +172,8 @@ def price(plan: Plan, pattern: Layout, book: LatencyBook) -> Price:
     """
     target = plan.target_of(pattern)
     network = at_depth(pattern, target, plan.config.target.fill)
-    exact = layout_cost(network, target)
+    letters = plan.letters_by(book.milliseconds)
+    exact = letters.cost(pattern, network, target)
     latency = {layer: book.milliseconds(layer, target) for layer in dict.fromkeys(pattern.layers)}
     costs: dict[str, float] = {
         "params": exact.params,
@@ -176,8 +186,8 @@ def price(plan: Plan, pattern: Layout, book: LatencyBook) -> Price:
         "latency_ms": sum(latency[layer] for layer in network.layers),
     }
     for context in plan.config.target.contexts:
-        costs[f"kv_bytes@{context}"] = cache_bytes(network, target, context)
-    letters = plan.letters_by(book.milliseconds)
+        at = replace(target, context=context)
+        costs[f"kv_bytes@{context}"] = letters.cost(pattern, network, at).stored_bytes
     for quantity in (*plan.quantities, Quantity(base="tokens_per_s")):
         if quantity.name not in costs:
             costs[quantity.name] = letters.value(quantity, pattern, target.width)
@@ -185,7 +195,7 @@ def price(plan: Plan, pattern: Layout, book: LatencyBook) -> Price:
         costs["width"] = target.width
     by_layer = []
     for layer, frame in zip(pattern.layers, frames_of(pattern, target), strict=True):
-        own = layer_cost(layer, frame)
+        own = layer_cost(layer, frame) if placed(layer) else letters.alone(layer, target)
         by_layer.append(
             {"params": float(own.params), "kv_bytes": float(own.stored_bytes), "latency_ms": latency[layer]}
         )

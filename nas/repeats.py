@@ -4,7 +4,7 @@ At first nobody knows how far seeds lie apart, and the front's layouts are repea
 those whose place on the front is least sure, as long as few seeds speak for them.
 """
 
-from collections.abc import Callable, Collection, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -105,6 +105,8 @@ class Repeats:
     study: StudyRecord
     pool: Pool
     others: Others
+    keep: Callable[[TrialRecord], None]
+    """Remembers a trial as it then is."""
     tell: Callable[[TrialRecord, ResultRecord], None]
     """Told of each that ended, with the trial as it then is."""
     note: Callable[[str], None]
@@ -112,13 +114,13 @@ class Repeats:
     lost: dict[Repeat, int] = field(default_factory=dict)
     """How often the machine lost one."""
 
-    def begin(self, trials: MutableMapping[int, TrialRecord]) -> bool:
+    def begin(self, trials: Mapping[int, TrialRecord]) -> bool:
         """Begin the next one, or take its result if something trained it before; False if there is none."""
         repeat = self._next(list(trials.values()))
         if repeat is None:
             return False
         if not self.others.claim_repeat(repeat.number, repeat.seed):
-            self._reread(repeat.number, trials)
+            self._reread(repeat.number)
             return True
         layout = from_json(trials[repeat.number].layout.layers)
         known = self.store.find_result(self.plan.evaluation_key(layout, repeat.seed))
@@ -132,7 +134,7 @@ class Repeats:
         self.pool.submit(ticket, replace(self.plan.job(layout), seed=repeat.seed))
         return True
 
-    def settle(self, ticket: int, outcome: Outcome, trials: MutableMapping[int, TrialRecord]) -> None:
+    def settle(self, ticket: int, outcome: Outcome, trials: Mapping[int, TrialRecord]) -> None:
         """Write down what came back."""
         repeat = self.under_way.pop(ticket)
         first = trials[repeat.number].result
@@ -159,14 +161,14 @@ class Repeats:
             trials, self.study.axes, most=most, under_way=running | elsewhere, given_up=given_up
         )
 
-    def _write(self, repeat: Repeat, result: ResultRecord, trials: MutableMapping[int, TrialRecord]) -> None:
+    def _write(self, repeat: Repeat, result: ResultRecord, trials: Mapping[int, TrialRecord]) -> None:
         layout = from_json(trials[repeat.number].layout.layers)
         key = self.plan.evaluation_key(layout, repeat.seed)
         self.store.add_repeat(self.study, repeat.number, key, result)
-        self.tell(self._reread(repeat.number, trials), result)
+        self.tell(self._reread(repeat.number), result)
 
-    def _reread(self, number: int, trials: MutableMapping[int, TrialRecord]) -> TrialRecord:
+    def _reread(self, number: int) -> TrialRecord:
         trial = self.store.trial(self.study, number)
         assert trial is not None
-        trials[number] = trial
+        self.keep(trial)
         return trial

@@ -77,7 +77,7 @@ class Search:
         heeding = self.stopping.heeding(lambda: self.watcher.stopping(self._busy()))
         with writer as self.lease:
             self.others = Others(self.store, self.study, self.lease)
-            told = self.watcher.repeated, self.watcher.note
+            told = self.memory.keep, self.watcher.repeated, self.watcher.note
             self.repeats = Repeats(self.plan, self.store, self.study, self.pool, self.others, *told)
             with heeding:
                 try:
@@ -140,7 +140,7 @@ class Search:
         """Whether a trial runs or waits, here or with another driver."""
         if self.running or self.lease.exclusive:
             return bool(self.running)
-        return any(trial.state in ("running", "waiting") for trial in self.memory.trials.values())
+        return bool(self.memory.open)
 
     def _follow(self) -> None:
         """Take in what other drivers did."""
@@ -149,7 +149,7 @@ class Search:
 
     def _take_in(self, trial: TrialRecord) -> None:
         if trial.number not in self.running and self.memory.take_in(trial):
-            self.watcher.followed(trial, hypervolume=self.memory.hypervolume)
+            self.watcher.followed(trial, hypervolume=self.memory.best.hypervolume)
 
     def _open_new(self, starts: list[Start]) -> bool:
         """Begin the next layout, one of the starts if that is due or the sampler has none left; False if there is none."""
@@ -325,15 +325,14 @@ class Search:
     def _ended(self, number: int, *, reused: bool) -> None:
         trial = self.store.trial(self.study, number)
         assert trial is not None
-        self.memory.trials[number] = trial
+        self.memory.keep(trial)
         self._note_rungs(trial)
         self.memory.tell_end(trial)
-        done = list(self.memory.trials.values())
-        best = front(done, self.study.axes)
+        first = self.memory.best.first
         self.watcher.ended(
             trial,
-            hypervolume=self.memory.hypervolume,
-            best=best[0] if best else None,
+            hypervolume=self.memory.best.hypervolume,
+            best=None if first is None else self.memory.trials[first],
             reused=reused,
         )
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, insert, or_, select, update
 
+from storage import points
 from storage.errors import StorageError
 from storage.events import add_events
 from storage.plain import printable
@@ -76,12 +77,14 @@ def finish(
     if not _is_running(connection, study, row, attempt, state):
         return False
     connection.execute(insert(ResultRow), [{**result, "trial_id": row.id} for result in results])
-    result = results[-1]
+    result, costs = results[-1], {**row.costs, **costs}
     connection.execute(
         update(TrialRow)
         .where(TrialRow.id == row.id)
-        .values(state=state, costs={**row.costs, **costs}, failures=0, ended_at=epoch_now())
+        .values(state=state, costs=costs, failures=0, ended_at=epoch_now())
     )
+    if state == "done":
+        points.put(connection, study, number, costs, [(result["quality"], result["scores"])])
     payload = {"trial": number, "attempt": attempt, "rung": result["rung"], "quality": result["quality"]}
     add_events(connection, study.id, f"trial_{state}", [payload])
     return True

@@ -1,7 +1,8 @@
 """Whether a database is sound: the file itself, its tables, and what must hold among its rows. Nothing is changed."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +15,22 @@ from storage.locks import writer_of
 from storage.migrations.compare import differences
 from storage.place import place_of
 from storage.plain import finite, numbers
+from storage.points import unpacked
 from storage.records import STATES, StudyRecord
 from storage.studies import read_studies
+from storage.summary import told_of
 from storage.tables import (
     SCHEMA_VERSION,
     AnyRow,
     LatencyRow,
     LayoutRow,
+    PointRow,
     RepeatRow,
     ResultRow,
     StudyRow,
     TrialRow,
 )
+from storage.trials import count_numbers
 from storage.upkeep import lost_references
 
 ReadLayout = Callable[[list[Any]], tuple[str, str]]
@@ -61,6 +66,8 @@ def check(url: str, read_layout: ReadLayout) -> Checked:
         findings: list[Finding] = []
         whole = True
         for name, look in _checks(database, version, read_layout):
+            if name == "points" and any(one.check in ("results", "numbers") for one in findings):
+                continue  # points are compared with those
             # A transaction for each: a writer to a SQLite file waits until the one that reads has ended.
             with database.reading() as connection:
                 lines = list(look(connection.execution_options(yield_per=PORTION)))
@@ -91,6 +98,8 @@ def _checks(
     yield "writers", lambda connection: _writers(database, connection, free)
     yield "results", lambda connection: _results(connection, repeats=repeats)
     yield "numbers", lambda connection: _numbers(connection, repeats=repeats)
+    if version >= 4:
+        yield "points", _points
     yield "layouts", lambda connection: _layouts(connection, read_layout)
 
 
@@ -200,6 +209,36 @@ def _numbers(connection: Connection, *, repeats: bool) -> Iterator[str]:
     for row in connection.execute(timed):
         for wrong in _wrong_numbers(row, ("latency_ms", "spread_ms"), ()):
             yield f"latency of {row.subject} in {row.phase}: {wrong}"
+
+
+def _points(connection: Connection) -> Iterator[str]:
+    """Trials whose point is not what their costs and results say."""
+    for study in read_studies(connection):
+        stored = select(PointRow.number, PointRow.packed).where(PointRow.study_id == study.id)
+        there = {row.number: unpacked(row.packed) for row in connection.execute(stored)}
+        for first in range(0, count_numbers(connection, study), PORTION):
+            wanted = TrialRow.number.between(first, first + PORTION - 1)
+            for number, told in told_of(connection, study, wanted, repeats=True).items():
+                point = there.pop(number, None)
+                wanted_point = None if told.values is None else (number, *told.values)
+                if not _alike(point, wanted_point):
+                    yield (
+                        f"study {study.name!r}, trial {number}: its point is {_shown(point)}"
+                        f" and must be {_shown(wanted_point)}"
+                    )
+        if there:
+            yield f"study {study.name!r}: {_listed(sorted(there))} not done, and yet there are points of them"
+
+
+def _alike(point: Sequence[float] | None, told: Sequence[float] | None) -> bool:
+    if point is None or told is None:
+        return point is told
+    # A sum of seeds, and a number read from JSON, may differ in their last bit from one database to the other.
+    return len(point) == len(told) and all(map(math.isclose, point, told))
+
+
+def _shown(point: Sequence[float] | None) -> str:
+    return "none" if point is None else f"({', '.join(f'{value:g}' for value in point)})"
 
 
 def _wrong_numbers(row: AnyRow, columns: tuple[str, ...], texts: tuple[str, ...]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from storage import points
 from storage.errors import StorageError
 from storage.events import add_events
 from storage.records import ResultRecord, StudyRecord
@@ -51,6 +52,7 @@ def insert_repeat(
     )
     if added is None:
         return False
+    points.renew(connection, study, row.id, number)
     payload = {"trial": number, "seed": result["seed"], "quality": result["quality"]}
     add_events(connection, study.id, "trial_repeated", [payload])
     return True

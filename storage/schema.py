@@ -31,6 +31,11 @@ def has_repeats(connection: Connection) -> bool:
     return connection.execute(select(SchemaRow.version)).scalar_one() >= 2
 
 
+def has_points(connection: Connection) -> bool:
+    """Whether the tables that are read hold points."""
+    return connection.execute(select(SchemaRow.version)).scalar_one() >= 4
+
+
 def make_or_require(database: Database) -> None:
     """For a writer: makes the tables in an empty database, checks the version, and checks that it can write."""
     place = database.place

@@ -6,14 +6,15 @@ from typing import Any, Literal, Self
 
 from sqlalchemy import Connection
 
-from storage import attempts, disks, drivers, events, latency, repeats, schema, studies, trials
+from storage import attempts, disks, drivers, events, latency, points, repeats, schema, studies, trials
 from storage.engine import Database
 from storage.errors import ConnectionLost, StorageError, Taken
 from storage.glances import Glance, Layers, read_glances
 from storage.leases import LEASE_S, Lease, leased
 from storage.locks import writer_lock
 from storage.place import place_of
-from storage.plain import numbers
+from storage.plain import numbers as finite_numbers
+from storage.points import Points
 from storage.portions import read_in_portions
 from storage.records import (
     Axis,
@@ -89,8 +90,6 @@ class Store:
         with self._database.reading() as connection:
             return schema.version_in(connection, self.shown_url) or SCHEMA_VERSION
 
-    # Studies
-
     def studies(self) -> list[StudyRecord]:
         """Every study, in the order of making."""
         with self._database.reading() as connection:
@@ -133,8 +132,6 @@ class Store:
             require_newest()
             with leased(self._database, study, lease_s=lease_s) as lease:
                 yield lease
-
-    # Trials
 
     def add_trial(self, study: StudyRecord, new: NewTrial) -> TrialRecord:
         """Adds a waiting trial under the study's next number. ValueError where a cost is not finite."""
@@ -185,7 +182,7 @@ class Store:
         anything is written, where the quality, a score, a cost or a time is not finite.
         """
         values = [result_values(one) for one in (*passed, result)]
-        more_costs = numbers(costs or {}, "costs")
+        more_costs = finite_numbers(costs or {}, "costs")
 
         def commit() -> bool:
             with self._database.writing() as connection:
@@ -263,10 +260,8 @@ class Store:
         try:
             return commit()
         except ConnectionLost:
-            stands: list[State] = [
-                state for state in ("waiting", last) if self._stands(study, number, attempt, state)
-            ]
-            return stands[0] if stands else commit()
+            ended: tuple[State, ...] = ("waiting", last)
+            return next((one for one in ended if self._stands(study, number, attempt, one)), None) or commit()
 
     def requeue_abandoned(self, study: StudyRecord) -> list[int]:
         """Running trials whose driver is gone, or silent for longer than its lease, wait again. Returns their numbers."""
@@ -292,7 +287,7 @@ class Store:
 
     def update_costs(self, study: StudyRecord, number: int, costs: Mapping[str, float]) -> None:
         """Adds to a trial's costs or replaces them by name, in whatever state. ValueError where one is not finite."""
-        checked = numbers(costs, "costs")
+        checked = finite_numbers(costs, "costs")
         with self._database.writing() as connection:
             trials.merge_costs(connection, study, number, checked)
 
@@ -301,22 +296,25 @@ class Store:
         study: StudyRecord,
         *,
         states: Collection[State] | None = None,
+        numbers: Collection[int] | None = None,
         offset: int = 0,
         limit: int | None = None,
     ) -> list[TrialRecord]:
-        """Trials with their results, by number; a few queries, however many they are.
+        """Trials with their results, by number; a few queries, however many they are. `numbers`: those alone.
 
         All trials of a file are read in portions, each of one moment: a reader holds up the file's writer meanwhile.
         """
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"offset is {offset} and limit is {limit}: neither may be negative")
-        if limit is None and not offset and self._database.read_only and self._database.place.kind == "file":
+        whole = limit is None and numbers is None and not offset
+        if whole and self._database.read_only and self._database.place.kind == "file":
             return read_in_portions(self._database.reading, study, states, self._has_repeats)
         with self._database.reading() as connection:
             return trials.read_trials(
                 connection,
                 study,
                 states=states,
+                numbers=numbers,
                 offset=offset,
                 limit=limit,
                 repeats=self._has_repeats(connection),
@@ -334,6 +332,18 @@ class Store:
         """The trials of these numbers at a glance, in short transactions; `layers` keeps what was decoded."""
         return read_glances(self._database.reading, study, numbers, self._has_repeats, layers)
 
+    def points(self, study: StudyRecord) -> Points:
+        """What every done trial has on the study's axes, in one short query."""
+        with self._database.reading() as connection:
+            if schema.has_points(connection):
+                return points.read(connection, study)
+        return points.of_trials(study, self.trials(study, states=["done"]))
+
+    def notable(self, study: StudyRecord) -> tuple[list[int], list[int]]:
+        """The numbers of done trials that no search found, and of those that were trained with further seeds."""
+        with self._database.reading() as connection:
+            return points.notable(connection, study, repeats=self._has_repeats(connection))
+
     def counts(self, study: StudyRecord) -> dict[State, int]:
         """How many trials stand in each state, zeros included."""
         with self._database.reading() as connection:
@@ -347,8 +357,6 @@ class Store:
         """The result of a done trial or a repeat, of any study here, that trained exactly this."""
         with self._database.reading() as connection:
             return trials.read_result(connection, evaluation_key, repeats=self._has_repeats(connection))
-
-    # Latencies
 
     def latency(
         self, *, device: str, frame: str, subject: str, phase: Literal["decode", "prefill"], whole: bool
@@ -369,8 +377,6 @@ class Store:
         values = latency.latency_values(record)
         with self._database.writing() as connection:
             latency.replace_latency(connection, values)
-
-    # Events
 
     def log(self, study: StudyRecord | None, kind: str, payload: Mapping[str, Any]) -> int:
         """Appends an event and returns its number. NaN and infinity in the payload become None."""

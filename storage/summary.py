@@ -100,7 +100,7 @@ def refresh(
             found = read_events(connection, study.id, last, PORTION)
             ended = sorted({event.payload["trial"] for event in found if event.kind in BRINGS_RESULTS})
             wanted = TrialRow.number.in_(ended)
-            told |= _told(connection, study, wanted, has_repeats(connection)) if ended else {}
+            told |= told_of(connection, study, wanted, has_repeats(connection)) if ended else {}
             counts.update(event.kind for event in found)
             if found:
                 last, last_at = found[-1].seq, found[-1].at
@@ -131,7 +131,7 @@ def _first(reading: Reading, study: StudyRecord, has_repeats: Callable[[Connecti
     for numbers in _portions(0, count, PORTION):
         wanted = TrialRow.number.between(numbers[0], numbers[-1])
         with reading() as connection:
-            told |= _told(connection, study, wanted, has_repeats(connection))
+            told |= told_of(connection, study, wanted, has_repeats(connection))
     return Summary(trials={}, events=events, last_event=last, last_event_at=last_at, now=0.0, told=told)
 
 
@@ -154,7 +154,7 @@ def _count_events(connection: Connection, study: StudyRecord, numbers: range) ->
     return {kind: count for kind, count in counted}  # noqa: C416 - a Row is not typed as a pair
 
 
-def _told(
+def told_of(
     connection: Connection, study: StudyRecord, wanted: ColumnElement[bool], repeats: bool
 ) -> dict[int, Told]:
     """What those trials among the wanted ones that have a result add, in two or three queries."""

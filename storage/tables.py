@@ -10,6 +10,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     Row,
     SQLColumnExpression,
     Text,
@@ -22,9 +23,10 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from storage.records import STATES
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Rises with every change of the tables below, together with a step in `storage.migrations` and a database of the
-version before among the tests' data. 1: without repeats. 2: one driver a study, without leases."""
+version before among the tests' data. 1: without repeats. 2: one driver a study, without leases.
+3: without points."""
 
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 """A row whose columns are read by name."""
@@ -61,6 +63,7 @@ class Base(DeclarativeBase):
         int: BigInteger().with_variant(Integer(), "sqlite"),
         float: Double(),
         str: Text(),
+        bytes: LargeBinary(),
         dict[str, Any]: JSON(),
         list[dict[str, Any]]: JSON(),
     }
@@ -142,6 +145,15 @@ class ResultRow(Base):
     train_s: Mapped[float]
     worker_s: Mapped[float]
     seed: Mapped[int]
+
+
+class PointRow(Base):
+    """What a done trial has on its study's axes: its number and then each value, as doubles with the lowest byte first."""
+
+    __tablename__ = "nas_points"
+    study_id: Mapped[int] = mapped_column(ForeignKey("nas_studies.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    packed: Mapped[bytes]
 
 
 class RepeatRow(Base):

@@ -6,6 +6,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from storage import points
 from storage.attempts import held, start
 from storage.errors import StorageError
 from storage.events import add_events
@@ -138,6 +139,7 @@ def merge_costs(connection: Connection, study: StudyRecord, number: int, costs: 
     """Adds to a trial's costs, or replaces those of the same name."""
     row = held(connection, study, number)
     connection.execute(update(TrialRow).where(TrialRow.id == row.id).values(costs={**row.costs, **costs}))
+    points.renew(connection, study, row.id, number)
 
 
 def read_trials(
@@ -146,7 +148,7 @@ def read_trials(
     *,
     states: Collection[State] | None = None,
     number: int | None = None,
-    numbers: range | None = None,
+    numbers: Collection[int] | None = None,
     offset: int = 0,
     limit: int | None = None,
     repeats: bool = True,
@@ -158,7 +160,16 @@ def read_trials(
     if number is not None:
         wanted.append(TrialRow.number == number)
     if numbers is not None:
-        wanted.append(TrialRow.number.between(numbers.start, numbers.stop - 1))
+        within = isinstance(numbers, range) and numbers.step == 1
+        wanted.append(
+            TrialRow.number.between(min(numbers, default=0), max(numbers, default=-1))
+            if within
+            else TrialRow.number.in_(numbers)
+        )
+    if states is None and numbers is None and number is None:
+        # Numbers have no gaps, so that a page of all trials is known without counting those before it.
+        wanted.append(TrialRow.number >= offset)
+        offset = 0
     # A page is found in the index alone, so that what is skipped is not read.
     page = select(TrialRow.id).where(*wanted).order_by(TrialRow.number).offset(offset or None).limit(limit)
     ids = select(page.subquery().c.id)

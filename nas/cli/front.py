@@ -22,24 +22,24 @@ def command(
     json: JsonOption = False,
 ) -> int:
     """Show a study's Pareto front."""
-    from nas.cli.front_page import drawn_axes, front_rows, show_front
+    from nas.cli.front_page import drawn_axes, front_rows, read_standing, show_front, standing_of
     from nas.cli.output import console, print_json, say
     from nas.errors import EXIT_NOTHING, reading_input
     from nas.front import front
     from nas.open_study import open_study
 
     with open_study(storage, study) as (store, record):
-        trials = store.trials(record)
-    axes = record.axes
-    if objectives is not None:
-        with reading_input():
-            axes = drawn_axes(objectives, record, trials)
-    best = front(trials, axes)
+        if objectives is None:
+            found = read_standing(store, record)
+        else:
+            trials = store.trials(record)
+            with reading_input():
+                found = standing_of(record, trials, drawn_axes(objectives, record, trials))
     if json:
-        print_json(front_rows(trials, axes))
+        print_json(front_rows(found.trials, found.axes))
     else:
-        show_front(trials, record, console(), axes)
-    if not best:
+        show_front(found, console())
+    if not front(found.trials, found.axes):
         say(f"study {record.name!r} has no finished trial yet")
         return EXIT_NOTHING
     return 0

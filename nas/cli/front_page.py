@@ -2,23 +2,29 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from dashboards import quantities
 from nas.axes import redrawn
 from nas.cli.picture import Seeds, beaten_lines, front_letters, front_table, legend, scatter
-from nas.cli.rung_lines import rung_lines
+from nas.cli.rung_lines import has_rungs, rung_lines
 from nas.config import of_study, resolve
-from nas.front import beaten, finished, front, hypervolume, row, trained_axis
-from nas.noise import chances, estimates, is_trained
+from nas.front import beaten, finished, front, row, trained_axis
+from nas.noise import candidates, chances, estimates, is_trained
+from storage.points import Points, of_trials
 from storage.records import Axis, StudyRecord, TrialRecord
+from storage.store import Store
 
 QUALITY = Axis(name="quality", maximise=True, low=0.0, high=1.0, log=False)
 LIKELY = 0.1
 """A layout off the front that may stand on it as often as this is named."""
 MOST_NAMED = 6
+MOST_RECENT = 2000
+"""Trials that rungs are judged by on this page: to compare all of a hundred thousand takes minutes."""
 
 
 def seeds_of(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> Seeds:
@@ -67,18 +73,48 @@ def drawn_axes(names: str, study: StudyRecord, trials: list[TrialRecord]) -> tup
     return redrawn(texts, study.axes, list(config.tasks), config.target.frame(), finished(trials))
 
 
-def show_front(
-    trials: list[TrialRecord], study: StudyRecord, out: Console, drawn: Sequence[Axis] | None = None
-) -> None:
-    """Print the front as a table with its strips, a scatter, and what it beats; on other axes if some are given."""
-    axes = drawn or study.axes
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a front's page is made of: a study may be too large to be read whole."""
+
+    study: StudyRecord
+    axes: tuple[Axis, ...]
+    trials: Sequence[TrialRecord]
+    """The front and whatever else is named beside it."""
+    points: Points
+    """Of all done trials."""
+    recent: Sequence[TrialRecord]
+    """Those that the rungs are judged by."""
+
+
+def standing_of(study: StudyRecord, trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> Standing:
+    """Of trials that are all at hand."""
+    own = replace(study, axes=tuple(axes))
+    return Standing(
+        study=study, axes=own.axes, trials=trials, points=of_trials(own, trials), recent=trials[-MOST_RECENT:]
+    )
+
+
+def read_standing(store: Store, study: StudyRecord) -> Standing:
+    """Reads whole what a front's page shows of single trials, and of all others no more than their points."""
+    points = store.points(study)
+    given, repeated = store.notable(study)
+    seen = candidates(points, store.trials(study, numbers=repeated))
+    trials = store.trials(study, numbers=sorted({*seen, *given, *repeated}))
+    first = max(0, sum(store.counts(study).values()) - MOST_RECENT)
+    recent = store.trials(study, offset=first, limit=MOST_RECENT) if has_rungs(study) else []
+    return Standing(study=study, axes=study.axes, trials=trials, points=points, recent=recent)
+
+
+def show_front(found: Standing, out: Console) -> None:
+    """Print the front as a table with its strips, a scatter, and what it beats."""
+    study, axes, trials, points = found.study, found.axes, found.trials, found.points
     best = front(trials, axes)
-    done = finished(trials)
     if not best:
         return
     letters = front_letters(len(best))
     contexts = sorted(int(name.partition("@")[2]) for name in best[0].costs if name.startswith("kv_bytes@"))
-    out.print(f"\nFront ({len(best)} of {len(done)}; hypervolume {hypervolume(trials, axes):.3f})")
+    out.print(f"\nFront ({len(best)} of {len(points)}; hypervolume {points.hypervolume:.3f})")
     seeds = seeds_of(trials, axes)
     out.print(front_table(best, study.families, contexts, letters, axes, seeds))
     out.print(legend(best, study.families))
@@ -87,8 +123,11 @@ def show_front(
     across = next((axis for axis in reversed(axes) if axis.log), None)
     up = trained_axis(axes)
     if across is not None and up is not None:
-        others = [trial for trial in done if trial not in best]
-        out.print(scatter(best, others, letters, across.name, up.name), markup=False, highlight=False)
+        columns = [[axis.name for axis in axes].index(axis.name) for axis in (across, up)]
+        others = points.values[~np.isin(points.numbers, [trial.number for trial in best])][:, columns]
+        out.print(
+            scatter(best, others.tolist(), letters, across.name, up.name), markup=False, highlight=False
+        )
     lines = beaten_lines(beaten(trials, axes), seeds)
     if lines:
         out.print("\nBeaten:")
@@ -108,6 +147,6 @@ def show_front(
             highlight=False,
             soft_wrap=True,
         )
-    rungs = rung_lines(trials, study)
+    rungs = rung_lines(found.recent, study)
     if rungs:
         out.print("\n" + "\n".join(rungs), markup=False, highlight=False, soft_wrap=True)

@@ -138,16 +138,16 @@ def front_letters(count: int) -> list[str]:
 
 def scatter(
     trials: Sequence[TrialRecord],
-    others: Sequence[TrialRecord],
+    others: Sequence[Sequence[float]],
     letters: Sequence[str],
     cost: str,
     up: str = "quality",
 ) -> str:
-    """A score upwards against a cost by its logarithm; letters are the front, dots the rest.
+    """A score upwards against a cost by its logarithm; letters are the front, dots the rest, given as cost and score.
 
     A cost of nought has no logarithm, and stands at the left edge, a factor of two below the least that is paid.
     """
-    values = [(trial.value(cost), trial.value(up)) for trial in [*trials, *others]]
+    values = [*((trial.value(cost), trial.value(up)) for trial in trials), *map(tuple, others)]
     marks = [*letters, *["·"] * len(others)]
     shown = [
         (x, y, mark) for (x, y), mark in zip(values, marks, strict=True) if x is not None and y is not None

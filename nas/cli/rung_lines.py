@@ -33,8 +33,13 @@ def rungs_json(trials: Sequence[TrialRecord], study: StudyRecord) -> dict[str, A
     }
 
 
+def has_rungs(study: StudyRecord) -> bool:
+    """Whether the study may stop a trial."""
+    return _rules(study)[1] is not None
+
+
 def rung_lines(trials: Sequence[TrialRecord], study: StudyRecord) -> list[str]:
-    """The same for people; none for a study that stops nobody."""
+    """The same for people, of so many of the study's last trials; none for a study that stops nobody."""
     rungs, rules = _rules(study)
     if rules is None or not trials:
         return []
@@ -45,7 +50,8 @@ def rung_lines(trials: Sequence[TrialRecord], study: StudyRecord) -> list[str]:
         if share is None
         else f", and {share * 100:.0f} % of the steps were trained that all would have taken"
     )
-    lines = [f"Rungs: {stopped} of {len(trials)} layouts were stopped early{spent}"]
+    last = "the last " if trials[0].number else ""
+    lines = [f"Rungs: {stopped} of {last}{len(trials)} layouts were stopped early{spent}"]
     ladder = ladder_of(rules, study.axes, trials)
     for part, own in zip(rungs.shares, calibrations(ladder), strict=True):
         lines.append(f"  at {part * 100:.0f} % of the steps: {_worth(own)}")

@@ -14,7 +14,7 @@ from dashboards import quantities
 from nas.aim import make_aim
 from nas.axes import make_axes, measure_ahead
 from nas.bounds import Bounds
-from nas.cli.front_page import front_rows, show_front
+from nas.cli.front_page import front_rows, show_front, standing_of
 from nas.cli.output import console, print_json, say
 from nas.cli.progress import ProgressWatcher
 from nas.cli.rung_lines import rungs_json
@@ -369,7 +369,7 @@ def _tell(
             }
         )
     else:
-        show_front(trials, study, console())
+        show_front(standing_of(study, trials, study.axes), console())
     if ending.exhausted:
         if plan.rules.beyond_space:
             say(f"no further layout that keeps the bounds was found: {len(trials)} trials")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from storage.records import ResultRecord
 
 NAME = "trials"
+PAGE_ROWS = 100
 
 
 def command(
@@ -21,6 +22,10 @@ def command(
         typer.Option(
             help="Only those: done, pruned (stopped at a rung), unfit, lost, quarantined, running, waiting."
         ),
+    ] = None,
+    page: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Only {PAGE_ROWS} of them, by number: 1 for the first, 2 for those after."),
     ] = None,
     json: JsonOption = False,
 ) -> int:
@@ -41,7 +46,11 @@ def command(
         if name not in STATES:
             raise Refused(f"no state {name!r}{nearest(name, STATES)} (there are {', '.join(STATES)})")
     with open_study(storage, study) as (store, record):
-        trials = store.trials(record, states=[known for known in STATES if known in state] if state else None)
+        wanted = [known for known in STATES if known in state] if state else None
+        if page is None:
+            trials = store.trials(record, states=wanted)
+        else:
+            trials = store.trials(record, states=wanted, offset=(page - 1) * PAGE_ROWS, limit=PAGE_ROWS)
     if json:
         print_json([trial_row(trial) for trial in trials])
         return 0

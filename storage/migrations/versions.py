@@ -7,13 +7,13 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, update
 
-from storage.migrations import version_2, version_3
+from storage.migrations import version_2, version_3, version_4
 from storage.tables import SchemaRow
 
 Step: TypeAlias = Callable[[Operations], None]
 """A change of a column or constraint goes through `operations.batch_alter_table`: SQLite rebuilds the table for it."""
 
-STEPS: Mapping[int, Step] = {2: version_2.upgrade, 3: version_3.upgrade}
+STEPS: Mapping[int, Step] = {2: version_2.upgrade, 3: version_3.upgrade, 4: version_4.upgrade}
 """By the version that is reached; a database of the oldest version was made whole."""
 
 

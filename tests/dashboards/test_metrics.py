@@ -105,8 +105,8 @@ def test_what_was_counted_is_not_counted_again(live_url, measured, monkeypatch):
     reader = metrics.Reader(live_url)
     first = read(reader.read())
     read_again = []
-    real = summary._told
-    monkeypatch.setattr(summary, "_told", lambda *given: read_again.append(real(*given)) or read_again[-1])
+    real = summary.told_of
+    monkeypatch.setattr(summary, "told_of", lambda *given: read_again.append(real(*given)) or read_again[-1])
     volumes = []
     monkeypatch.setattr(metrics.pareto, "hypervolume", lambda points: volumes.append(len(points)) or 0.5)
     assert {key: value for key, value in read(reader.read()).items() if "seconds" not in key[0]} == {

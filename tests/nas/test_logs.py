@@ -2,6 +2,8 @@
 
 import json
 import logging
+import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,6 +94,35 @@ def test_it_rotates_by_size(make: Callable[..., StudyLog], monkeypatch: pytest.M
     assert all(path.stat().st_size <= 4000 for path in files)
     kept = [line["number"] for path in [*files[:0:-1], files[0]] for line in lines(path)]
     assert kept == list(range(kept[0], 400))
+
+
+def test_two_searches_of_one_study_rotate_one_file_and_lose_no_line(
+    make: Callable[..., StudyLog], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MOST_BYTES", 1500)
+    monkeypatch.setattr(logs, "OLDER_FILES", 10_000)
+    both = [make(), make()]
+
+    def write(whose: int) -> None:
+        for number in range(200):
+            both[whose].write("info", "line", {"whose": whose, "number": number})
+
+    threads = [threading.Thread(target=write, args=(whose,)) for whose in (0, 1)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    for log in both:
+        log.close()
+    files = list(both[0].path.parent.glob("a.jsonl*"))
+    written = sorted((line["whose"], line["number"]) for file in files for line in lines(file))
+    assert written == [(whose, number) for whose in (0, 1) for number in range(200)]
+    assert said == [] and len(files) > 10
 
 
 def test_a_torn_line_stays_alone(make: Callable[..., StudyLog], tmp_path: Path) -> None:

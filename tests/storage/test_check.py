@@ -125,6 +125,21 @@ DAMAGE = {
         "numbers",
         "study 'first', trial 0, rung 0: scores is no mapping of names to numbers",
     ),
+    "a point that is missing": (
+        "DELETE FROM nas_points WHERE number = 1",
+        "points",
+        "study 'first', trial 1: its point is none and must be (1, 0.75, 4096)",
+    ),
+    "a point of a trial that is not done": (
+        "INSERT INTO nas_points SELECT study_id, 3, packed FROM nas_points WHERE number = 1",
+        "points",
+        "study 'first', trial 3: its point is (1, 0.75, 4096) and must be none",
+    ),
+    "a point of another trial": (
+        "UPDATE nas_points SET packed = (SELECT packed FROM nas_points WHERE number = 2) WHERE number = 1",
+        "points",
+        "study 'first', trial 1: its point is (2, 0.75, 4096) and must be (1, 0.75, 4096)",
+    ),
     "a layout with another's layers": (
         """UPDATE nas_layouts SET layers = '[{{"key": "key3", "text": "4*kda full"}}]' WHERE key = 'key1'""",
         "layouts",

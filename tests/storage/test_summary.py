@@ -115,8 +115,8 @@ def test_what_was_known_is_not_read_again(store: Store, build, monkeypatch: pyte
         store.finish_trial(study, number, store.start_trial(study, number), build.result)
     known = store.summary(study)
     read: list[dict[int, object]] = []
-    real = summary._told
-    monkeypatch.setattr(summary, "_told", lambda *given: read.append(real(*given)) or read[-1])
+    real = summary.told_of
+    monkeypatch.setattr(summary, "told_of", lambda *given: read.append(real(*given)) or read[-1])
     assert store.summary(study, known).told == known.told and read == []
     store.add_repeat(study, 3, "again", replace(build.result_of(0.25), seed=1))
     newer = store.summary(study, known)
