@@ -246,7 +246,8 @@ def _controls(snapshot: Snapshot, choice: Choice) -> Controls:
     view = snapshot.view
     across, up, third = choose_axes(view.axes, choice.x, choice.y, choice.third)
     axes = [(axis.name, view.title(axis.name)) for axis in view.axes]
-    rungs = sorted({int(r) for r in np.unique(snapshot.rungs)} - {-1, 0})
+    highest = int(snapshot.columns.rungs.max(initial=0))
+    rungs = range(1, highest + 1)
     words = {"": "as given", "log": "logarithmic", "linear": "linear"}
     return Controls(
         across=_options(axes, across.name),

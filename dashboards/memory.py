@@ -21,6 +21,39 @@ AT_ONCE = 4000
 PORTION = 2000
 
 
+@dataclass(frozen=True)
+class Columns:
+    """[T] by trial: what lists are filtered by, as places in lists of what occurs."""
+
+    mixers: NDArray[np.int32]
+    origins: NDArray[np.int32]
+    states: NDArray[np.int8]
+    """Places in STATES, -1 where a trial was not read yet."""
+    rungs: NDArray[np.int16]
+    """The highest rung that each trial reached, -1 where none."""
+    repeated: frozenset[int]
+    """Numbers of the trials with further seeds."""
+
+    def grown(self, count: int) -> "Columns":
+        """Copies with so many more trials, of which nothing is known."""
+        return Columns(
+            mixers=np.pad(self.mixers, (0, count)),
+            origins=np.pad(self.origins, (0, count)),
+            states=np.pad(self.states, (0, count), constant_values=-1),
+            rungs=np.pad(self.rungs, (0, count), constant_values=-1),
+            repeated=self.repeated,
+        )
+
+
+NO_COLUMNS = Columns(
+    np.empty(0, dtype=np.int32),
+    np.empty(0, dtype=np.int32),
+    np.empty(0, dtype=np.int8),
+    np.empty(0, dtype=np.int16),
+    frozenset(),
+)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
     """One study as it stood at one moment; whoever holds it sees no later change."""
@@ -30,9 +63,9 @@ class Snapshot:
     """The number of the study's last event that is in here."""
     view: StudyView
     counts: Mapping[State, int]
-    mixers: NDArray[np.int32]
-    """[T] by trial, a place in `mixer_sets`."""
+    columns: Columns
     mixer_sets: Sequence[frozenset[str]]
+    origins: Sequence[str]
     neighbours: Mapping[tuple[int, ...], Sequence[int]]
     """Numbers of trials by their layers, each as a place among `layers`."""
     layer_kinds: Sequence[Mapping[str, Any]]
@@ -49,36 +82,21 @@ class Snapshot:
         """Every mixer that some layout holds."""
         return frozenset().union(*self.mixer_sets)
 
-    @cached_property
+    @property
     def numbers(self) -> NDArray[np.intp]:
         """Every trial that was read, in order."""
-        return np.array([seen.number for seen in self.view.glances if seen is not None], dtype=np.intp)
+        return np.flatnonzero(self.columns.states >= 0)
 
-    @cached_property
-    def rungs(self) -> NDArray[np.int16]:
-        """[T] the highest rung that each trial reached, -1 where none."""
-        reached = [seen.rungs[-1][0] if seen is not None and seen.rungs else -1 for seen in self.view.glances]
-        return np.array(reached, dtype=np.int16)
-
-    @cached_property
-    def origins(self) -> NDArray[np.str_]:
-        """[T] where each trial came from."""
-        return np.array([seen.origin if seen is not None else "" for seen in self.view.glances], dtype=str)
-
-    @cached_property
+    @property
     def repeated(self) -> tuple[Glance, ...]:
         """Trials that were trained with further seeds."""
-        return tuple(seen for seen in self.view.glances if seen is not None and seen.repeats)
+        return tuple(self.view.glance(number) for number in sorted(self.columns.repeated))
 
-    @cached_property
+    @property
     def running(self) -> tuple[Glance, ...]:
         """Trials that are being trained."""
-        return tuple(seen for seen in self.view.glances if seen is not None and seen.state == "running")
-
-    @cached_property
-    def states(self) -> NDArray[np.str_]:
-        """[T] how each trial stands."""
-        return np.array([seen.state if seen is not None else "" for seen in self.view.glances], dtype=str)
+        now = np.flatnonzero(self.columns.states == STATES.index("running"))
+        return tuple(self.view.glance(int(number)) for number in now)
 
 
 class Memory:
@@ -89,7 +107,8 @@ class Memory:
         self._lock = threading.Lock()
         self._glances: list[Glance | None] = []
         self._values = np.empty((0, len(study.axes)))
-        self._mixers = np.empty(0, dtype=np.int32)
+        self._columns = NO_COLUMNS
+        self._origins: dict[str, int] = {}
         self._sets: dict[frozenset[str], int] = {}
         self._read: Layers = {}
         self._kinds: dict[int, int] = {}
@@ -148,12 +167,12 @@ class Memory:
 
     def _take(self, found: Sequence[Glance]) -> None:
         most = max((seen.number for seen in found), default=-1) + 1
-        grow = most - len(self._glances)
-        if grow > 0:
-            self._glances += [None] * grow
-            self._values = np.vstack([self._values, np.full((grow, len(self._study.axes)), np.nan)])
-            self._mixers = np.concatenate([self._mixers, np.zeros(grow, dtype=np.int32)])
-        self._values, self._mixers = self._values.copy(), self._mixers.copy()
+        grow = max(0, most - len(self._glances))
+        # Copies, since whoever holds an earlier snapshot reads the old ones.
+        self._glances += [None] * grow
+        self._values = np.vstack([self._values, np.full((grow, len(self._study.axes)), np.nan)])
+        again = {seen.number for seen in found if seen.repeats}
+        self._columns = columns = replace(self._columns.grown(grow), repeated=self._columns.repeated | again)
         for seen in found:
             old = self._glances[seen.number]
             if old is None:
@@ -162,6 +181,9 @@ class Memory:
                 self._counts[old.state] -= 1
                 kept = replace(seen, layout=old.layout)
             self._counts[seen.state] += 1
+            columns.states[seen.number] = STATES.index(seen.state)
+            columns.rungs[seen.number] = seen.rungs[-1][0] if seen.rungs else -1
+            columns.origins[seen.number] = self._origins.setdefault(seen.origin, len(self._origins))
             values = np.array(values_of(self._study.axes, seen))
             before = self._values[seen.number]
             if not np.isnan(before).any() and not np.array_equal(before, values):
@@ -180,7 +202,7 @@ class Memory:
             places.append(self._kinds[id(layer)])
         self._by_layers.setdefault(tuple(places), []).append(seen.number)
         mixers = frozenset(str(branch["mixer"]) for layer in layers for branch in layer.get("branches", ()))
-        self._mixers[seen.number] = self._sets.setdefault(mixers, len(self._sets))
+        self._columns.mixers[seen.number] = self._sets.setdefault(mixers, len(self._sets))
         return seen
 
     def _made(self, version: int) -> Snapshot:
@@ -195,8 +217,9 @@ class Memory:
             version=version,
             view=view,
             counts={state: self._counts[state] for state in STATES},
-            mixers=self._mixers,
+            columns=self._columns,
             mixer_sets=list(self._sets),
+            origins=list(self._origins),
             neighbours=self._by_layers,
             layer_kinds=self._layers,
         )

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from dashboards.choice import NUMBER, Choice, Vertices, choose_axes, scaled
 from dashboards.memory import Snapshot
 from dashboards.view import Floats, Numbers, kind_of
+from storage.records import STATES
 
 Flags = NDArray[np.bool_]
 
@@ -16,15 +17,14 @@ def _kept(snapshot: Snapshot, choice: Choice) -> Flags:
     if choice.mixer:
         wanted = frozenset(choice.mixer)
         holds = np.array([wanted <= own for own in snapshot.mixer_sets] or [False])
-        kept &= holds[snapshot.mixers]
+        kept &= holds[snapshot.columns.mixers]
     if choice.origin:
-        names, places = np.unique(snapshot.origins, return_inverse=True)
-        of_kind = np.array([kind_of(str(name)) in choice.origin for name in names], dtype=bool)
-        kept &= of_kind[places]
+        of_kind = np.array([kind_of(name) in choice.origin for name in snapshot.origins] or [False])
+        kept &= of_kind[snapshot.columns.origins]
     if choice.rung:
-        kept &= snapshot.rungs >= choice.rung
+        kept &= snapshot.columns.rungs >= choice.rung
     if choice.state:
-        kept &= snapshot.states == choice.state
+        kept &= snapshot.columns.states == STATES.index(choice.state)
     return kept
 
 

@@ -80,8 +80,8 @@ def _bars(trial: TrialRecord, price: NetworkPrice | None) -> Bars:
 
 
 def _title(name: str, total: float, measured_at: str) -> str:
-    at = f" at {measured_at}" if name == "latency_ms" and measured_at else ""
-    return f"{quantities.title(name)}{at}<br>{quantities.value(name, total)}"
+    at = f"<br>at {measured_at}" if name == "latency_ms" and measured_at else ""
+    return f"{quantities.title(name)}<br>{quantities.value(name, total)}{at}"
 
 
 def scores(

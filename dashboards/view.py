@@ -19,6 +19,8 @@ from storage.glances import Glance, glance_of
 from storage.records import Axis, StudyRecord, TrialRecord
 
 Kind = Literal["found", "uniform", "preset"]
+RANKED = 5000
+"""Of so many measured trials at most the ranks of all are worked out."""
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.intp]
 
@@ -37,7 +39,7 @@ class Point:
     costs: Mapping[str, float]
     on_front: bool
     rank: int
-    """0 on the front, 1 on the front of what remains without it, and so on."""
+    """0 on the front, 1 on the front of what remains without it, and so on; of very many, 1 for all that are beaten."""
     ended_at: float
 
 
@@ -165,7 +167,7 @@ class StudyView:
             values=dict(zip((axis.name for axis in self.axes), self.values[number].tolist(), strict=True)),
             costs=dict(seen.costs),
             on_front=on_front,
-            rank=0 if on_front else self.ranks.get(number, 0),
+            rank=0 if on_front else self.ranks.get(number, 1) if len(self.measured) <= RANKED else 1,
             ended_at=seen.ended_at or 0.0,
         )
 
@@ -220,10 +222,15 @@ def view_of(
     study: StudyRecord, glances: Sequence[Glance | None], values: Floats, before: StudyView | None = None
 ) -> StudyView:
     """The view of what was read; `before` is one of the same trials with fewer of them measured."""
-    measured = np.flatnonzero(~np.isnan(values).any(axis=1)) if study.axes else np.empty(0, dtype=np.intp)
-    fresh = measured if before is None else np.setdiff1d(measured, before.measured, assume_unique=True)
-    # What was beaten before is beaten still, so that only the old front and the new trials can stand on the new one.
-    rivals = measured if before is None else np.union1d(before.front_numbers, fresh)
+    known_values = ~np.isnan(values).any(axis=1) if study.axes else np.zeros(len(values))
+    there = np.asarray(known_values, dtype=bool)
+    measured = np.flatnonzero(there)
+    fresh = rivals = measured
+    if before is not None:
+        there[before.measured] = False
+        fresh = np.flatnonzero(there)
+        # What was beaten before is beaten still: only the old front and the new trials can stand on the new one.
+        rivals = np.sort(np.concatenate([before.front_numbers, fresh]))
     known = [n for n in fresh.tolist() if (seen := glances[n]) and kind_of(seen.origin) != "found"]
     turned = values[rivals] * np.array([-1.0 if axis.maximise else 1.0 for axis in study.axes])
     view = StudyView(
