@@ -63,7 +63,7 @@ class OwnProcess:
         """As `Workshop.price`."""
         try:
             return (
-                self._workers().submit(prices, dict(config), layout, list(points), width).result(PATIENCE_S)
+                self._workers().submit(_priced, dict(config), layout, list(points), width).result(PATIENCE_S)
             )
         except BrokenProcessPool:
             self.close()
@@ -176,6 +176,16 @@ def usual() -> dict[str, Any]:
     from nas.config import Config
 
     return Config().model_dump(mode="json")
+
+
+def _priced(
+    config: dict[str, Any], layout: str, points: Sequence[tuple[int, int]], width: int | None
+) -> list[NetworkPrice]:
+    """As `prices`, with a refusal that can be sent to another process: some of them cannot be made anew there."""
+    try:
+        return prices(config, layout, points, width)
+    except ValueError as error:
+        raise ValueError(str(error)) from None
 
 
 def _gathered(

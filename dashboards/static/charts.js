@@ -3,6 +3,8 @@
 
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 const settings = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"] };
+// The data is asked for while Plotly is still being read: scripts that are deferred have run once this fires.
+const ready = window.Plotly ? Promise.resolve() : new Promise((run) => document.addEventListener("DOMContentLoaded", run, { once: true }));
 const CROWD = "beaten";
 const NARROW_PX = 520;
 const CARD_MS = 120;
@@ -102,6 +104,7 @@ async function draw(box) {
   const turn = box.turn = (box.turn || 0) + 1;
   try {
     const figure = await figureOf(box);
+    await ready;
     if (turn !== box.turn) return;
     const styles = getComputedStyle(document.documentElement);
     const flat = !figure.layout.scene;
