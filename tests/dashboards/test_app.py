@@ -321,3 +321,24 @@ def test_importing_the_dashboard_loads_nothing_heavy():
     code = f"import sys, dashboards.app, dashboards.report; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/studies/s",
+        "/studies/s/trials/1",
+        "/studies/s/why",
+        "/api/v1/studies",
+        "/api/v1/together?study=s",
+        "/metrics",
+    ],
+)
+def test_fault_42_a_password_in_the_address_of_the_database_is_nowhere(path):
+    # Nothing listens on this port, so that every route tells of the database that it cannot reach.
+    app = create_app("postgresql://me:canary-7f3e@127.0.0.1:9/nas?password=canary-7f3e", token=TOKEN)
+    client = TestClient(app, base_url=BASE, headers={"Authorization": f"Bearer {TOKEN}"})
+    answer = client.get(path)
+    assert answer.status_code == 503
+    assert "127.0.0.1" in answer.text and "canary" not in answer.text + str(answer.headers)
