@@ -36,8 +36,16 @@ function unpackAll(figure) {
 }
 
 // The crowd grows by what changed: a trial that is known is moved, the others are added at the end.
+function placesOf(trace) {
+  if (!trace.places) {
+    trace.places = new Map();
+    trace.customdata.forEach((number, place) => trace.places.set(number, place));
+  }
+  return trace.places;
+}
+
 function joined(before, trace) {
-  const places = before.places ||= new Map([...before.customdata].map((number, place) => [number, place]));
+  const places = placesOf(before);
   const added = [];
   trace.customdata.forEach((number, place) => {
     const known = places.get(number);
@@ -117,6 +125,9 @@ async function draw(box) {
     await Plotly.react(box, data, layout, settings);
     box.dataset.state = "drawn";
     if (!box.tied) tie(box);
+    const crowd = figure.data.find((trace) => trace.name === CROWD && trace.type === "scattergl");
+    // Made ready while nobody waits, so that the first new trials are not the ones that pay for it.
+    if (crowd && window.requestIdleCallback) requestIdleCallback(() => placesOf(crowd));
   } catch (error) {
     box.dataset.state = "failed";
     if (!box.figure) box.textContent = "This picture could not be drawn; the table below holds the same numbers.";
