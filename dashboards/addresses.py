@@ -1,7 +1,17 @@
 """Every path of the pages and the interface is written here, whatever characters a study's name holds."""
 
 import re
+from collections.abc import Sequence
+from contextvars import ContextVar
 from urllib.parse import quote, unquote, urlencode
+
+ROOT: ContextVar[str] = ContextVar("root", default="")
+"""What a proxy puts before every path of this dashboard; set while a request is answered."""
+
+
+def root() -> str:
+    """What stands before every path, without a slash at its end."""
+    return ROOT.get()
 
 
 def slug(name: str) -> str:
@@ -24,7 +34,7 @@ def name_of(segment: str) -> str:
 
 def study(name: str) -> str:
     """The page of a study's front."""
-    return f"/studies/{slug(name)}"
+    return f"{root()}/studies/{slug(name)}"
 
 
 def trial(name: str, number: int) -> str:
@@ -34,7 +44,12 @@ def trial(name: str, number: int) -> str:
 
 def api(name: str) -> str:
     """The interface's root of a study."""
-    return f"/api/v1/studies/{slug(name)}"
+    return f"{root()}/api/v1/studies/{slug(name)}"
+
+
+def together(names: Sequence[str], **query: str) -> str:
+    """The data of the picture of several studies."""
+    return f"{root()}/api/v1/together?" + urlencode([*(("study", name) for name in names), *query.items()])
 
 
 def figure(name: str, chart: str, **query: str) -> str:

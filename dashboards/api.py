@@ -1,159 +1,191 @@
-"""The JSON interface: plain numbers in the unit of their key, a page of trials at a time."""
+"""The interface under /api/v1: typed answers, paged lists, files, and the data of every picture."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any
+import hashlib
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, HTTPException, Path, Query
-from fastapi.responses import JSONResponse, Response
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
-from dashboards import addresses, charts, facts, strips, trial_charts
-from dashboards.charts import Figure
-from dashboards.compose import find_study, find_trial, measured_view
-from dashboards.view import Point
-from storage.records import Axis, State, StudyRecord, TrialRecord
-from storage.store import Store
+from dashboards import addresses, downloads, facts, selection
+from dashboards.answers import (
+    FrontAnswer,
+    FullStudyAnswer,
+    Refusal,
+    StudyAnswer,
+    TrialsAnswer,
+    line,
+)
+from dashboards.choice import Choice
+from dashboards.desk import Desk, NetworkPrice, find_trial
+from dashboards.memory import Snapshot
+from dashboards.trial_page import Deployment, price_of
+from storage.records import TrialRecord
 
-Segment = Annotated[str, Path(max_length=4000)]
-Number = Annotated[int, Query(ge=0, le=2**31 - 1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyAnswer:
-    """A study in a list."""
-
-    name: str
-    path: str
-    """Where the interface has more of it; names of any characters are quoted there."""
-    state: str
-    planned: int | None
-    counts: Mapping[State, int]
-    created_at: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class FullStudyAnswer:
-    """One study with its axes and configuration."""
-
-    study: StudyAnswer
-    axes: tuple[Axis, ...]
-    families: Mapping[str, str]
-    config_hash: str
-    config: Mapping[str, Any]
-    hypervolume: float
+Segment = Annotated[str, Path(max_length=4000, description="A study's name, as `path` of its list has it.")]
+Number = Annotated[int, Path(ge=0, le=2**31 - 1)]
+Asked = Annotated[Choice, Query()]
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Refusal, "description": "The question makes no sense."},
+    401: {"model": Refusal, "description": "There is no token, or another one."},
+    404: {"model": Refusal, "description": "There is no such thing."},
+    421: {"model": Refusal, "description": "The host name is not one of this dashboard's."},
+    422: {"model": Refusal, "description": "A value is not of its kind."},
+    503: {"model": Refusal, "description": "The database cannot be read now."},
+}
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "What the ETag stands for is still so."}}
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrontAnswer:
-    """The front, best on the first axis first."""
+class Unchanged(Exception):
+    """What the asker has is what it would be given."""
 
-    axes: tuple[Axis, ...]
-    hypervolume: float
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialsAnswer:
-    """Some trials by number."""
-
-    total: int
-    offset: int
-    trials: list[TrialRecord]
+    def __init__(self, etag: str) -> None:
+        super().__init__(etag)
+        self.etag = etag
 
 
-@contextmanager
-def opened(url: str, segment: str) -> Iterator[tuple[Store, StudyRecord]]:
-    """A store and the study that a path segment stands for; the database is open within the block alone."""
-    with Store.open(url, read_only=True) as store:
-        yield store, find_study(store, addresses.name_of(segment))
+def tag(request: Request, response: Response, *parts: object) -> None:
+    """Marks an answer by what it follows from; raises Unchanged where the asker has that one."""
+    told = repr((request.url.path, request.url.query, *parts)).encode(errors="surrogatepass")
+    etag = f'"{hashlib.sha256(told).hexdigest()[:24]}"'
+    offered = {
+        part.strip().removeprefix("W/") for part in request.headers.get("if-none-match", "").split(",")
+    }
+    if etag in offered:
+        raise Unchanged(etag)
+    response.headers["ETag"] = etag
+    response.headers["Cache-Control"] = "private, no-cache"
 
 
-def router(url: str) -> APIRouter:
-    """The routes under /api/v1; each opens the database for as long as it reads, and no longer."""
-    routes = APIRouter(prefix="/api/v1", tags=["studies"])
-    reading = partial(opened, url)
+def stamp(snapshot: Snapshot) -> tuple[object, ...]:
+    """What everything that is said of a study follows from."""
+    return (snapshot.study.id, snapshot.study.created_at, snapshot.version, snapshot.unread)
 
-    @routes.get("/studies")
-    def studies() -> list[StudyAnswer]:
+
+def router(desk: Desk) -> APIRouter:
+    """The routes of studies and trials."""
+    routes = APIRouter(prefix="/api/v1", tags=["studies"], responses=REFUSALS)
+
+    @routes.get("/studies", responses=UNCHANGED)
+    def studies(request: Request, response: Response) -> list[StudyAnswer]:
         """Every study of the database, in the order of making."""
-        with Store.open(url, read_only=True) as store:
-            return [_study(store, study) for study in store.studies()]
+        with desk.store() as store:
+            found = [desk.library.snapshot(store, study) for study in store.studies()]
+        tag(request, response, *(stamp(one) for one in found))
+        return [_study(one) for one in found]
 
-    @routes.get("/studies/{segment}")
-    def one_study(segment: Segment) -> FullStudyAnswer:
+    @routes.get("/studies/{segment}", responses=UNCHANGED)
+    def one_study(request: Request, response: Response, segment: Segment) -> FullStudyAnswer:
         """One study with its axes, configuration and hypervolume."""
-        with reading(segment) as (store, study):
-            return FullStudyAnswer(
-                study=_study(store, study),
-                axes=study.axes,
-                families=study.families,
-                config_hash=study.config_hash,
-                config=facts.shown(study.config),
-                hypervolume=measured_view(store, study).hypervolume,
-            )
+        snapshot = desk.snapshot(segment)
+        tag(request, response, stamp(snapshot))
+        study = snapshot.study
+        return FullStudyAnswer(
+            study=_study(snapshot),
+            axes=study.axes,
+            families=study.families,
+            config_hash=study.config_hash,
+            config=facts.shown(study.config),
+            hypervolume=snapshot.view.hypervolume,
+        )
 
-    @routes.get("/studies/{segment}/front")
-    def front(segment: Segment) -> FrontAnswer:
+    @routes.get("/studies/{segment}/front", responses=UNCHANGED)
+    def front(request: Request, response: Response, segment: Segment) -> FrontAnswer:
         """The layouts that no other beats."""
-        with reading(segment) as (store, study):
-            view = measured_view(store, study)
-        return FrontAnswer(axes=study.axes, hypervolume=view.hypervolume, points=view.front)
+        snapshot = desk.snapshot(segment)
+        tag(request, response, stamp(snapshot))
+        view = snapshot.view
+        return FrontAnswer(axes=view.axes, hypervolume=view.hypervolume, points=view.front)
 
-    @routes.get("/studies/{segment}/trials")
+    @routes.get("/studies/{segment}/trials", responses=UNCHANGED)
     def trials(
-        segment: Segment, offset: Number = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+        request: Request,
+        response: Response,
+        segment: Segment,
+        choice: Asked,
+        offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> TrialsAnswer:
-        """Trials by number, a page at a time."""
-        with reading(segment) as (store, study):
-            found = store.trials(study, offset=offset, limit=limit)
-            return TrialsAnswer(total=sum(store.counts(study).values()), offset=offset, trials=found)
+        """Trials in the order of number unless sorted otherwise, a page at a time."""
+        snapshot = desk.snapshot(segment)
+        tag(request, response, stamp(snapshot))
+        numbers = chosen(snapshot, choice)
+        shown = numbers[offset : offset + limit]
+        view = snapshot.view
+        lines = [line(view.glance(n), view.axes, n in view.on_front) for n in shown]
+        return TrialsAnswer(total=len(numbers), offset=offset, trials=lines)
 
-    @routes.get("/studies/{segment}/figure/{chart}", response_class=JSONResponse)
-    def figure(
-        segment: Segment, chart: str, x: str | None = None, y: str | None = None, trial: Number = 0
+    @routes.get("/studies/{segment}/trials/{number}", responses=UNCHANGED)
+    def one_trial(request: Request, response: Response, segment: Segment, number: Number) -> TrialRecord:
+        """Everything that is kept of a trial."""
+        with desk.study(segment) as (store, study):
+            found = find_trial(store, study, number)
+        tag(
+            request,
+            response,
+            found.state,
+            found.attempts,
+            len(found.results),
+            len(found.repeats),
+            found.costs,
+        )
+        return found
+
+    @routes.get("/studies/{segment}/trials/{number}/price", responses={501: REFUSALS[400]})
+    def price(segment: Segment, number: Number, wanted: Annotated[Deployment, Query()]) -> NetworkPrice:
+        """A trial's exact costs at a context and a batch: what `nas cost` prints."""
+        with desk.study(segment) as (store, study):
+            trial = find_trial(store, study, number)
+        found = price_of(desk, study, trial, *wanted.of(study))
+        if found is None:
+            raise HTTPException(501, "This layout cannot be priced here: use nas cost.")
+        return found
+
+    @routes.get(
+        "/studies/{segment}/download",
+        response_class=Response,
+        responses={
+            200: {"content": {kind: {} for kind in downloads.MEDIA.values()}, "description": "A file."},
+            501: {"model": Refusal, "description": "The format needs a library that is not installed."},
+        },
+    )
+    def download(
+        segment: Segment, choice: Asked, format: Literal["csv", "json", "parquet"] = "csv"
     ) -> Response:
-        """A picture for plotly.js: front (x, y), front_3d, hypervolume, layouts; layers and curves of a trial."""
-        with reading(segment) as (store, study):
-            drawn = _figure(store, study, chart, x, y, trial)
-        return JSONResponse(drawn)
+        """The trials that were chosen, as a file."""
+        snapshot = desk.snapshot(segment)
+        view = snapshot.view
+        rows = [
+            downloads.flat(line(view.glance(n), view.axes, n in view.on_front))
+            for n in chosen(snapshot, choice)
+        ]
+        name = addresses.slug(snapshot.study.name)[:80] or "study"
+        headers = {"Content-Disposition": f'attachment; filename="{name}.{format}"'}
+        kind = downloads.MEDIA[format]
+        if format == "parquet":
+            return Response(downloads.as_parquet(rows), media_type=kind, headers=headers)
+        written = downloads.as_csv(rows) if format == "csv" else downloads.as_json(rows)
+        return StreamingResponse(written, media_type=kind, headers=headers)
 
     return routes
 
 
-def _study(store: Store, study: StudyRecord) -> StudyAnswer:
-    counts = store.counts(study)
-    plan = facts.planned(study)
+def chosen(snapshot: Snapshot, choice: Choice) -> list[int]:
+    """The trials that a choice means, by number unless it sorts otherwise."""
+    try:
+        numbers = selection.listed(snapshot, choice)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
+    return [int(n) for n in (numbers if choice.sort else numbers[::-1])]
+
+
+def _study(snapshot: Snapshot) -> StudyAnswer:
+    study, plan = snapshot.study, facts.planned(snapshot.study)
     return StudyAnswer(
         name=study.name,
         path=addresses.api(study.name),
-        state=facts.state(counts, plan),
+        state=facts.state(snapshot.counts, plan),
         planned=plan,
-        counts=dict(counts),
+        counts=snapshot.counts,
         created_at=study.created_at,
+        hypervolume=snapshot.view.hypervolume,
     )
-
-
-def _figure(
-    store: Store, study: StudyRecord, chart: str, x: str | None, y: str | None, number: int
-) -> Figure:
-    if chart in ("layers", "curves"):
-        trial = find_trial(store, study, number)
-        if chart == "curves":
-            return trial_charts.curves(trial)
-        return trial_charts.layers(trial, study.families, strips.marks(study.families))
-    view = measured_view(store, study)
-    match chart:
-        case "front":
-            try:
-                return charts.front(view, x, y)
-            except ValueError as error:
-                raise HTTPException(400, str(error)) from None
-        case "front_3d":
-            return charts.front_3d(view)
-        case "hypervolume":
-            return charts.hypervolume(view)
-        case "layouts":
-            return charts.layouts(view)
-    raise HTTPException(404, "pictures are front, front_3d, hypervolume, layouts, layers and curves")

@@ -1,55 +1,74 @@
 """The dashboard's server: read-only pages and a JSON interface behind a token."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Annotated
 from urllib.parse import parse_qs
 
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException as RoutingException
 
-from dashboards import addresses, api, assets, compose, metrics, stream
-from dashboards.compose import Missing
-from dashboards.door import MISSING_TOKEN, Door, Keeper, login_form, refuse
-from dashboards.pages import DocsPage, MessagePage, render
-from dashboards.tables import Column, Entry, Row, Table
+from dashboards import api, figures, metrics, routes, stream
+from dashboards.api import Unchanged
+from dashboards.desk import Desk, Missing, Workshop
+from dashboards.door import MISSING_TOKEN, Door, Keeper, let_in, login_form, refuse
+from dashboards.downloads import Unsupported
+from dashboards.memory import Library
+from dashboards.pages import MessagePage, render
 from storage.errors import StorageError
-from storage.store import Store
 
-WRONG_TOKEN = "That token is not the right one. `nas dashboard` printed the right one when it started."
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-OPENAPI = "/api/v1/openapi.json"
 FORM_BYTES = 4096
 
 
-def create_app(url: str, *, token: str, allowed_hosts: Sequence[str] = LOOPBACK) -> FastAPI:
-    """The dashboard of one database, for any ASGI server; ValueError for an empty token."""
+def create_app(
+    url: str,
+    *,
+    token: str,
+    allowed_hosts: Sequence[str] = LOOPBACK,
+    workshop: Workshop | None = None,
+    root_path: str = "",
+) -> FastAPI:
+    """The dashboard of one database, for any ASGI server; ValueError for an empty token or a root that is no path."""
+    if root_path and not (root_path.startswith("/") and not root_path.endswith("/")):
+        raise ValueError(f"the root path is {root_path!r}: write it like /nas")
     keeper = Keeper(token)
     closing = threading.Event()
-    app = FastAPI(title="nas dashboard", version="1", docs_url=None, redoc_url=None, openapi_url=OPENAPI)
-    app.add_middleware(Door, keeper=keeper, allowed_hosts=tuple(allowed_hosts))
-    app.include_router(api.router(url))
-    app.include_router(stream.router(url, closing))
+    desk = Desk(url=url, library=Library(url), workshop=workshop)
+
+    @asynccontextmanager
+    async def living(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        closing.set()
+
+    app = FastAPI(
+        title="nas dashboard",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=routes.OPENAPI,
+        lifespan=living,
+        # Every address is known by itself: one with a slash too many is simply not there.
+        redirect_slashes=False,
+    )
+    app.add_middleware(Door, keeper=keeper, allowed_hosts=tuple(allowed_hosts), root=root_path)
+    app.include_router(api.router(desk))
+    app.include_router(figures.router(desk))
+    app.include_router(stream.router(desk, closing))
     app.include_router(metrics.router(url))
     # A server sets this when it begins to stop; streams then end by themselves, and nothing has to be cancelled.
     app.state.closing = closing
     _add_entrance(app, keeper)
-    _add_pages(app, url)
+    app.include_router(routes.router(desk))
+    routes.add_static(app)
     _add_refusals(app)
     return app
 
 
 def _add_entrance(app: FastAPI, keeper: Keeper) -> None:
-    def let_in(request: Request, offered: str) -> Response:
-        if not keeper.knows_token(offered):
-            return refuse(request, 401, WRONG_TOKEN)
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(keeper.cookie_name, keeper.cookie_value, httponly=True, samesite="strict", path="/")
-        return answer
-
     @app.get("/health")
     def health() -> dict[str, str]:
         """Says that the server runs; open to everybody, so it says nothing else."""
@@ -57,7 +76,7 @@ def _add_entrance(app: FastAPI, keeper: Keeper) -> None:
 
     @app.get("/login", include_in_schema=False)
     def login(request: Request, token: str | None = None) -> Response:
-        return HTMLResponse(login_form(MISSING_TOKEN)) if token is None else let_in(request, token)
+        return HTMLResponse(login_form(MISSING_TOKEN)) if token is None else let_in(request, keeper, token)
 
     @app.post("/login", include_in_schema=False)
     async def login_by_form(request: Request) -> Response:
@@ -67,60 +86,7 @@ def _add_entrance(app: FastAPI, keeper: Keeper) -> None:
             if len(body) > FORM_BYTES:
                 return refuse(request, 413, "A token is shorter than that.")
         form = parse_qs(body.decode(errors="replace"))
-        return let_in(request, form.get("token", [""])[0].strip())
-
-
-def _add_pages(app: FastAPI, url: str) -> None:
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    def studies() -> str:
-        with Store.open(url, read_only=True) as store:
-            page = compose.studies_page(store)
-        return render(page)
-
-    @app.get("/studies/{segment}", response_class=HTMLResponse, include_in_schema=False)
-    def front(
-        segment: str,
-        x: str | None = None,
-        y: str | None = None,
-        page: Annotated[int, Query(ge=1, le=10**6)] = 1,
-    ) -> str:
-        try:
-            with Store.open(url, read_only=True) as store:
-                shown = compose.front_page(store, addresses.name_of(segment), x=x, y=y, page=page)
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
-        return render(shown)
-
-    @app.get("/studies/{segment}/trials/{number}", response_class=HTMLResponse, include_in_schema=False)
-    def trial(segment: str, number: str) -> str:
-        # Only what could be a number is looked up: everything else is simply no trial.
-        if not (number.isascii() and number.isdigit() and len(number) < 10):
-            raise Missing(f"There is no trial “{number}”: trials are numbered from 0.")
-        with Store.open(url, read_only=True) as store:
-            page = compose.trial_page(store, addresses.name_of(segment), int(number))
-        return render(page)
-
-    @app.get("/static/{name}", include_in_schema=False)
-    def static(request: Request, name: str) -> Response:
-        asset = assets.served().get(name)
-        if asset is None:
-            raise HTTPException(404, "There is no such file.")
-        headers = {"ETag": asset.etag, "Cache-Control": "private, no-cache"}
-        if request.headers.get("if-none-match") == asset.etag:
-            return Response(status_code=304, headers=headers)
-        return Response(asset.body, media_type=asset.media_type, headers=headers)
-
-    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
-    def docs() -> str:
-        columns = (Column(title="address"), Column(title="what it answers"))
-        rows = []
-        for path, methods in app.openapi()["paths"].items():
-            for method, route in methods.items():
-                entries = (Entry(text=f"{method.upper()} {path}"), Entry(text=route.get("description", "")))
-                rows.append(Row(entries=entries))
-        return render(
-            DocsPage(routes=Table(caption="Routes", columns=columns, rows=tuple(rows)), openapi=OPENAPI)
-        )
+        return let_in(request, keeper, form.get("token", [""])[0].strip())
 
 
 def _add_refusals(app: FastAPI) -> None:
@@ -128,6 +94,14 @@ def _add_refusals(app: FastAPI) -> None:
         if request.url.path.startswith(("/api/", "/static/", metrics.PATH)) or status == 405:
             return JSONResponse({"detail": page.line}, status)
         return HTMLResponse(render(page), status)
+
+    @app.exception_handler(Unchanged)
+    async def unchanged(_request: Request, same: Unchanged) -> Response:
+        return Response(status_code=304, headers={"ETag": same.etag, "Cache-Control": "private, no-cache"})
+
+    @app.exception_handler(Unsupported)
+    async def unsupported(_request: Request, error: Unsupported) -> Response:
+        return JSONResponse({"detail": str(error)}, 501)
 
     @app.exception_handler(Missing)
     async def missing(request: Request, error: Missing) -> Response:

@@ -8,8 +8,9 @@ from importlib.resources import files
 
 from plotly.offline import get_plotlyjs
 
-from dashboards import strips
+from dashboards import addresses, strips
 
+SCRIPTS = ("charts.js", "tables.js", "view.js", "live.js")
 _TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 
 
@@ -20,6 +21,8 @@ class Asset:
     body: bytes
     media_type: str
     etag: str
+    version: str
+    """A few letters of its content, for an address that may be kept for good."""
 
 
 def text(name: str) -> str:
@@ -44,9 +47,7 @@ def served() -> dict[str, Asset]:
     texts = {
         "style.css": text("style.css"),
         "families.css": strips.style(),
-        "charts.js": text("charts.js"),
-        "tables.js": text("tables.js"),
-        "live.js": text("live.js"),
+        **{name: text(name) for name in SCRIPTS},
         "plotly.js": plotly_js(),
     }
     return {name: _asset(name, content.encode()) for name, content in texts.items()}
@@ -59,4 +60,10 @@ def source_hash(script: str) -> str:
 
 def _asset(name: str, body: bytes) -> Asset:
     kind = _TYPES[name.rpartition(".")[2]]
-    return Asset(body=body, media_type=kind, etag=f'"{hashlib.sha256(body).hexdigest()[:20]}"')
+    version = hashlib.sha256(body).hexdigest()[:20]
+    return Asset(body=body, media_type=kind, etag=f'"{version}"', version=version)
+
+
+def address(name: str) -> str:
+    """Where a file is served, with what it holds at this moment."""
+    return f"{addresses.root()}/static/{name}?v={served()[name].version}"

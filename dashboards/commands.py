@@ -1,6 +1,9 @@
 """Command lines that people can paste: the ones that made what a page shows."""
 
+import json
 import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 
 def search(storage: str, study: str) -> str:
@@ -13,9 +16,33 @@ def show(storage: str, study: str, number: int) -> str:
     return _line("nas", "show", str(number), f"--study={study}", f"--storage={storage}")
 
 
-def evaluate(layout: str) -> str:
-    """Trains and measures one layout again."""
-    return _line("nas", "evaluate", layout)
+def evaluate(
+    layout: str,
+    config: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> str:
+    """Trains and measures one layout again, on the tasks and at the sizes of a study's configuration.
+
+    What is so by default is not written.
+    """
+    words = ["nas", "evaluate", layout]
+    if seed is not None:
+        words.append(f"--seed={seed}")
+    for section in ("target", "proxy", "tasks"):
+        usual = dict(_leaves(section, (defaults or {}).get(section)))
+        for key, value in _leaves(section, (config or {}).get(section)):
+            words += [] if usual.get(key) == value else [f"--set={key}={value}"]
+    return _line(*words)
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every setting below a key with its value as YAML, which JSON is; those of nothing are left out."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    elif value is not None and value != []:
+        yield key, value if isinstance(value, str) else json.dumps(value)
 
 
 def dashboard(storage: str) -> str:

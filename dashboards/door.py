@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 from markupsafe import Markup
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dashboards import assets
+from dashboards import addresses, assets
 from dashboards.pages import LoginPage, render
 
 OPEN = {"/health": ("GET", "HEAD"), "/login": ("GET", "HEAD", "POST")}
@@ -65,8 +65,9 @@ class Keeper:
 class Door:
     """ASGI middleware before every route."""
 
-    def __init__(self, app: ASGIApp, keeper: Keeper, allowed_hosts: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keeper: Keeper, allowed_hosts: Sequence[str], root: str = "") -> None:
         self.app = app
+        self.root = root
         self.keeper = keeper
         self.allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
 
@@ -74,8 +75,17 @@ class Door:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            refusal = self._refusal(Request(scope))
-            await (refusal or self.app)(scope, receive, _with_headers(send))
+            if self.root:
+                # A proxy may have taken the root away, or left it there.
+                path = str(scope["path"])
+                bare = path.removeprefix(self.root) if path.startswith(f"{self.root}/") else path
+                scope = {**scope, "root_path": self.root, "path": self.root + bare}
+            root = addresses.ROOT.set(self.root)
+            try:
+                refusal = self._refusal(Request(scope))
+                await (refusal or self.app)(scope, receive, _with_headers(send))
+            finally:
+                addresses.ROOT.reset(root)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
@@ -86,15 +96,38 @@ class Door:
         origin = request.headers.get("origin")
         if request.method not in SAFE_METHODS and origin is not None and urlsplit(origin).netloc != hosts[0]:
             return refuse(request, 403, "The request came from another site.")
-        if request.method in OPEN.get(request.scope["path"], ()) or self.keeper.admits(request.headers):
+        path = request.scope["path"].removeprefix(addresses.root())
+        offered = request.query_params.get("token")
+        if path == "/" and request.method == "GET" and offered is not None:
+            return let_in(request, self.keeper, offered)
+        if request.method in OPEN.get(path, ()) or self.keeper.admits(request.headers):
             return None
-        offered = "authorization" in request.headers
-        return refuse(request, 401, "That token is not the right one." if offered else MISSING_TOKEN)
+        wrong = "authorization" in request.headers
+        return refuse(request, 401, "That token is not the right one." if wrong else MISSING_TOKEN)
 
 
 MISSING_TOKEN = (
     "`nas dashboard` printed an address with the token in it: open that one, or paste the token here."
 )
+
+
+WRONG_TOKEN = "That token is not the right one. `nas dashboard` printed the right one when it started."
+
+
+def let_in(request: Request, keeper: Keeper, offered: str) -> Response:
+    """The token becomes a cookie, and the address loses it; or a refusal."""
+    if not keeper.knows_token(offered):
+        return refuse(request, 401, WRONG_TOKEN)
+    answer = RedirectResponse(addresses.root() + "/", 303)
+    answer.set_cookie(
+        keeper.cookie_name,
+        keeper.cookie_value,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+        path=addresses.root() or "/",
+    )
+    return answer
 
 
 def refuse(request: Request, status: int, line: str) -> Response:

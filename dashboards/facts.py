@@ -27,8 +27,13 @@ class FactGroup:
     facts: tuple[Fact, ...]
 
 
-def searched(study: StudyRecord, trials: Sequence[TrialRecord]) -> tuple[FactGroup, ...]:
-    """The resolved configuration, group by group in its own order, then data and seeds as they were met."""
+def searched(
+    study: StudyRecord, trials: Sequence[TrialRecord], *, whole: bool = True
+) -> tuple[FactGroup, ...]:
+    """The resolved configuration, group by group in its own order, then data and seeds as they were met.
+
+    Sums are told where the trials are the whole of the study.
+    """
     loose, groups = [], []
     for key, value in shown(study.config).items():
         if isinstance(value, Mapping):
@@ -39,7 +44,7 @@ def searched(study: StudyRecord, trials: Sequence[TrialRecord]) -> tuple[FactGro
     first = [g for title in ("target", "proxy") for g in groups if g.title == title]
     rest = [g for g in groups if g.title not in ("target", "proxy")]
     run = FactGroup(title="search", facts=tuple(loose))
-    evidence = FactGroup(title="evidence", facts=tuple(_evidence(study, trials)))
+    evidence = FactGroup(title="evidence", facts=tuple(_evidence(study, trials, whole)))
     ordered = (*first, *rest, *((run,) if loose and "search" not in known else ()), evidence)
     return tuple(group for group in ordered if group.facts)
 
@@ -78,7 +83,7 @@ def counted(counts: Mapping[State, int]) -> str:
     return ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "no trials"
 
 
-def _evidence(study: StudyRecord, trials: Sequence[TrialRecord]) -> Iterator[Fact]:
+def _evidence(study: StudyRecord, trials: Sequence[TrialRecord], whole: bool) -> Iterator[Fact]:
     results = [trial.result for trial in trials if trial.result]
     tasks = sorted({task for result in results for task in result.scores})
     if tasks:
@@ -87,11 +92,44 @@ def _evidence(study: StudyRecord, trials: Sequence[TrialRecord]) -> Iterator[Fac
     for sha in sorted({str(d["sha256"]) for d in data if isinstance(d, Mapping) and d.get("sha256")}):
         yield Fact(term="data sha256", text=sha)
     seeds = sorted({result.seed for result in results})
-    if seeds:
+    if seeds and whole:
         yield Fact(term="seeds", text=", ".join(map(str, seeds[:12])) + (" …" if len(seeds) > 12 else ""))
         yield Fact(term="worker time", text=quantities.duration(sum(result.worker_s for result in results)))
         yield Fact(term="tokens trained", text=quantities.count(sum(result.tokens for result in results)))
     yield Fact(term="configuration hash", text=study.config_hash)
+
+
+def ran(trial: TrialRecord) -> tuple[FactGroup, ...]:
+    """How a trial ran: attempts, times, seeds, learning rates and data."""
+    lines = [Fact(term="attempts", text=str(trial.attempts)), Fact(term="state", text=trial.state)]
+    if trial.started_at and trial.ended_at:
+        lines.append(Fact(term="took", text=quantities.duration(max(0.0, trial.ended_at - trial.started_at))))
+    result = trial.result
+    if result:
+        lines.append(Fact(term="in the training loop", text=quantities.duration(result.train_s)))
+    for repeat in trial.repeats:
+        if repeat.details.get("unfit"):
+            lines.append(Fact(term=f"seed {repeat.seed}", text=str(repeat.details["unfit"])))
+    lines.append(Fact(term="layout key", text=trial.layout.key))
+    lines.append(Fact(term="evaluation key", text=trial.evaluation_key))
+    groups = [FactGroup(title="run", facts=tuple(lines))]
+    for title, key in (("learning rates", "learning_rates"), ("data", "data")):
+        told = result.details.get(key) if result else None
+        if isinstance(told, Mapping) and told:
+            facts = tuple(Fact(term=str(name), text=str(value)) for name, value in told.items())
+            groups.append(FactGroup(title=title, facts=facts))
+    return tuple(groups)
+
+
+def seed_of(trial: TrialRecord) -> int | None:
+    """The seed that its weights and data began from."""
+    return None if trial.result is None else trial.result.seed
+
+
+def seeds_of(trial: TrialRecord) -> tuple[Fact, ...]:
+    """How many seeds the numbers are a mean of, where they are several."""
+    count = len(trial.by_seed("quality"))
+    return (Fact(term="seeds", text=str(count)),) if count > 1 else ()
 
 
 def _facts(group: Mapping[str, Any]) -> Iterator[Fact]:

@@ -7,8 +7,9 @@ from typing import ClassVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from dashboards import addresses, assets
 from dashboards.facts import Fact, FactGroup
-from dashboards.strips import Strip, family_of, family_order
+from dashboards.strips import family_of, family_order
 from dashboards.tables import Table
 from dashboards.view import Beaten, StudyView
 from dashboards.why import Why
@@ -25,22 +26,12 @@ class LegendItem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BesideLine:
-    """One layout of the front, as it stands beside the picture."""
+class Tab:
+    """A way to another page of the same study."""
 
-    number: int
-    href: str
-    strip: Strip
-    text: str
-    words: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AxisChoice:
-    """One objective that an axis of the picture can show."""
-
-    name: str
     title: str
+    href: str
+    here: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,77 +42,6 @@ class Page:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudiesPage(Page):
-    """Every study of the database."""
-
-    template = "studies.html"
-    storage: str
-    studies: Table
-    start: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontPage(Page):
-    """One study: its front, what was beaten, all trials, what was searched."""
-
-    template = "front.html"
-    name: str
-    state: str
-    counted: str
-    measured: int
-    figures: tuple[Fact, ...]
-    progress: float | None
-    axes: tuple[AxisChoice, ...]
-    x: str
-    y: str
-    front_source: str
-    front_3d_source: str
-    hypervolume_source: str
-    layouts_source: str
-    trials_path: str
-    events: str
-    beside: tuple[BesideLine, ...]
-    legend: tuple[LegendItem, ...]
-    beaten: tuple[Beaten, ...]
-    front: Table
-    hypervolume: Table
-    trials: Table
-    page: int
-    pages: int
-    newer: str
-    older: str
-    facts: tuple[FactGroup, ...]
-    command: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialPage(Page):
-    """One layout: where it stands, what each layer costs, what it learnt."""
-
-    template = "trial.html"
-    name: str
-    study_path: str
-    events: str
-    number: int
-    layout: str
-    state: str
-    standing: str
-    origin: str
-    strip: Strip
-    legend: tuple[LegendItem, ...]
-    figures: tuple[Fact, ...]
-    why: str
-    layers: Table
-    layers_source: str
-    scores: Table
-    curves: Table
-    curves_source: str
-    costs: Table
-    facts: tuple[FactGroup, ...]
-    commands: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class MessagePage(Page):
     """Something is not there, or not to be had now, and this is the way on."""
 
@@ -129,7 +49,8 @@ class MessagePage(Page):
     heading: str
     line: str
     command: str = ""
-    back: str = "/"
+    back: str = ""
+    """Another page than the list of all studies."""
     back_words: str = "All studies"
 
 
@@ -180,6 +101,9 @@ class ReportPage(Page):
 ENVIRONMENT = Environment(
     loader=PackageLoader("dashboards"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
+
+# Ways to addresses that every page has, so that none need carry them.
+ENVIRONMENT.globals |= {"root": addresses.root, "static": assets.address}
 
 
 def render(page: Page) -> str:

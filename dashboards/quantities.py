@@ -100,6 +100,12 @@ def interval(x: float, low: float, high: float) -> str:
     return f"{sign}{change} ± {doubt}"
 
 
+def listed(numbers: Sequence[int]) -> str:
+    """Whole numbers as people list them: 1, 2 and 5."""
+    words = [str(number) for number in numbers]
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
 def duration(seconds: float) -> str:
     """How long something took: 1.2 s, 2 min 30 s, 3 h 5 min, 2 d 4 h."""
     if seconds < 60:
@@ -158,7 +164,7 @@ def value(name: str, x: float | None, unit: str = "") -> str:
         return size(x)
     if base.endswith("_ms") or "_ms_" in base:
         return milliseconds(x)
-    if base.endswith("params") or base.startswith("flops"):
+    if base.endswith("params") or base.startswith("flops") or base == "serial_steps":
         return count(x)
     if unit and unit not in ("1", base):
         return f"{_signed(x, _digits(abs(x)))} {unit}"

@@ -10,9 +10,14 @@ from markupsafe import Markup
 
 from dashboards import assets, charts, commands, facts, tables
 from dashboards.charts import Figure
-from dashboards.compose import headline
+from dashboards.front_chart import front
+from dashboards.front_page import headline
+from dashboards.growth_chart import baseline, hypervolume
+from dashboards.limits import limits_of
 from dashboards.pages import ReportPage, legend, render
 from dashboards.reasons import Reasons
+from dashboards.scene import Scene
+from dashboards.space_chart import front_3d
 from dashboards.view import study_view
 from dashboards.why import why
 from storage.records import StudyRecord
@@ -49,12 +54,12 @@ def report_page(store: Store, study: StudyRecord, reasons: Reasons | None = None
     figures: dict[str, Figure] = {}
     if view.points:
         figures = {
-            "front": charts.front(view),
-            "hypervolume": charts.hypervolume(view),
+            "front": front(view, scene=Scene(limits=limits_of(study.config))),
+            "hypervolume": hypervolume(view, baseline(view)),
             "layouts": charts.layouts(view),
         }
         if len(view.axes) >= 3:
-            figures["front_3d"] = charts.front_3d(view)
+            figures["front_3d"] = front_3d(view)
     section = why(reasons, study.families) if reasons is not None and view.points else None
     figures |= {picture.key: picture.figure for picture in section.pictures} if section else {}
     scripts = [assets.plotly_js(), assets.text("charts.js")] if figures else ["void 0"]
@@ -76,7 +81,7 @@ def report_page(store: Store, study: StudyRecord, reasons: Reasons | None = None
         beaten=view.beaten,
         hypervolume=tables.hypervolume(view),
         why=section,
-        trials=tables.trials(view, trials, linked=False),
+        trials=tables.trials(view, [seen for seen in view.glances if seen is not None], linked=False),
         facts=facts.searched(study, trials),
         command=commands.search(store.shown_url, study.name),
         config_hash=study.config_hash,

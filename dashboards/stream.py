@@ -4,15 +4,17 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Header, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Message, Send
 
-from dashboards.api import Segment, opened
+from dashboards.api import REFUSALS, Segment
+from dashboards.desk import Desk
 from storage.records import EventRecord
 from storage.store import Store
 
@@ -20,6 +22,8 @@ POLL_S = 0.7
 STREAM_S = 60.0
 """A stream ends after this long and the browser resumes it, so that none outlives its reader for ever."""
 STREAMS = 32
+STALLED_S = 20.0
+"""A reader that takes nothing for so long has gone, whatever its connection says, and leaves its place to another."""
 BATCH = 200
 
 
@@ -31,24 +35,45 @@ class EventsAnswer:
     events: list[EventRecord]
 
 
-def router(url: str, closing: threading.Event) -> APIRouter:
+class Stream(StreamingResponse):
+    """A stream that is given up once its reader stalls."""
+
+    async def stream_response(self, send: Send) -> None:
+        """As of its class, where every part is taken in time."""
+
+        async def hurried(message: Message) -> None:
+            async with asyncio.timeout(STALLED_S):
+                await send(message)
+
+        try:
+            await super().stream_response(hurried)
+        except TimeoutError:
+            # What waits to be sent is one part; the connection dies with the reader or with the server.
+            return
+        finally:
+            if isinstance(self.body_iterator, AsyncGenerator):
+                await self.body_iterator.aclose()
+
+
+def router(desk: Desk, closing: threading.Event) -> APIRouter:
     """The route of events of one database; streams end once `closing` is set."""
-    routes = APIRouter(prefix="/api/v1", tags=["events"])
+    routes = APIRouter(prefix="/api/v1", tags=["events"], responses=REFUSALS)
     places = asyncio.Semaphore(STREAMS)
 
     def read(segment: str, start: int | None) -> EventsAnswer:
-        with opened(url, segment) as (store, study):
+        with desk.study(segment) as (store, study):
             if start is None:
                 return EventsAnswer(last=latest_event(store), events=[])
             found = store.events(study=study, after=start, limit=BATCH)
             return EventsAnswer(last=found[-1].seq if found else start, events=found)
 
-    async def stream(segment: str, known: EventsAnswer) -> AsyncIterator[str]:
+    async def stream(segment: str, start: int | None, known: EventsAnswer) -> AsyncGenerator[str, None]:
         # The database is open within read() alone. A reader that stalls holds this coroutine at its yield,
         # one batch of events, and nothing else.
         async with places:
             until = time.monotonic() + STREAM_S
-            yield f"retry: 1000\nid: {known.last}\n\n"
+            # Not the last of the first batch: whoever is cut before its events would never ask for them again.
+            yield f"retry: 1000\nid: {known.last if start is None else start}\n\n"
             while time.monotonic() < until and not closing.is_set():
                 for event in known.events:
                     yield _sent(event)
@@ -72,7 +97,7 @@ def router(url: str, closing: threading.Event) -> APIRouter:
         if places.locked():
             raise HTTPException(503, f"{STREAMS} pages follow this dashboard already", {"Retry-After": "5"})
         known = await run_in_threadpool(read, segment, start)
-        return StreamingResponse(stream(segment, known), media_type="text/event-stream")
+        return Stream(stream(segment, start, known), media_type="text/event-stream")
 
     return routes
 

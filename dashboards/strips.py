@@ -117,7 +117,7 @@ def _notation(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def _variables(name: str, colour: str) -> str:
-    ink = max(("#ffffff", "#14161a"), key=lambda candidate: _contrast(colour, candidate))
+    ink = max(("#ffffff", "#14161a"), key=lambda candidate: contrast(colour, candidate))
     return f"--family-{name}:{colour};--family-ink-{name}:{ink};"
 
 
@@ -129,7 +129,7 @@ def _lifted(colour: str, share: float = 0.28) -> str:
     return "#" + "".join(f"{round(c + (255 - c) * share):02x}" for c in _channels(colour))
 
 
-def _contrast(one: str, other: str) -> float:
+def contrast(one: str, other: str) -> float:
     """The contrast ratio of WCAG 2, from 1 to 21."""
     lights = sorted(_luminance(colour) for colour in (one, other))
     return (lights[1] + 0.05) / (lights[0] + 0.05)

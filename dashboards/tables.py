@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from dashboards import addresses, quantities, strips
+from dashboards.choice import NUMBER, Choice
+from dashboards.growth_chart import telling
+from dashboards.scene import NO_DOUBT, Doubt
 from dashboards.strips import Strip
-from dashboards.trial_charts import curves_of
 from dashboards.view import Point, StudyView, value_on
+from storage.glances import Glance
 from storage.records import TrialRecord
 
 
@@ -16,6 +20,10 @@ class Column:
 
     title: str
     numeric: bool = False
+    href: str = ""
+    """Where the server sorts by it."""
+    order: Literal["", "ascending", "descending"] = ""
+    """How the rows are sorted by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,11 @@ class Entry:
     copy: bool = False
     """True for a notation that people take to the command line."""
     state: str = ""
+    pick: int | None = None
+    """A trial that can be marked for comparison here."""
+    picked: bool = False
+    choose: str = ""
+    """A study that can be marked here, to be laid over others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +73,8 @@ def front(view: StudyView, *, linked: bool) -> Table:
             entries=(
                 _number(view.name, p.number, linked=linked),
                 Entry(text=p.text, strip=p.strip, copy=True),
-                *(_value(name, p.values[name], units[name]) for name in names),
-                *(_value(name, p.costs.get(name)) for name in others),
+                *(value_entry(name, p.values[name], units[name]) for name in names),
+                *(value_entry(name, p.costs.get(name)) for name in others),
                 Entry(text=p.origin),
             ),
         )
@@ -76,125 +89,108 @@ def front(view: StudyView, *, linked: bool) -> Table:
     return Table(caption="The front", columns=columns, rows=tuple(rows))
 
 
-def trials(view: StudyView, records: Sequence[TrialRecord], *, linked: bool) -> Table:
-    """Trials as they stand, ended or not, with their values as far as they have some."""
-    on_front = {p.number for p in view.points if p.on_front}
-    letters = view.marks
+def trials(view: StudyView, seen: Sequence[Glance], *, linked: bool, sorting: Choice | None = None) -> Table:
+    """Trials as they stand, ended or not, with their values as far as they have some; sortable by the server or here."""
     rows = []
-    for trial in records:
-        state = "front" if trial.number in on_front else trial.state
+    for trial in seen:
+        state = "front" if trial.number in view.on_front else trial.state
         rows.append(
             Row(
                 trial=trial.number,
                 entries=(
                     _number(view.name, trial.number, linked=linked),
-                    Entry(text=trial.layout.text, strip=strips.strip(trial.layout, view.families, letters)),
+                    Entry(
+                        text=trial.layout.text, strip=strips.strip(trial.layout, view.families, view.marks)
+                    ),
                     Entry(text=state, state=state),
-                    *(_value(axis.name, value_on(axis, trial), axis.unit) for axis in view.axes),
+                    *(value_entry(axis.name, value_on(axis, trial), axis.unit) for axis in view.axes),
                     Entry(text=trial.origin),
                     Entry(text=trial.why),
                 ),
             )
         )
     columns = (
-        Column(title="trial", numeric=True),
+        sorted_column("trial", NUMBER, sorting),
         Column(title="layout"),
         Column(title="state"),
-        *(Column(title=view.title(axis.name), numeric=True) for axis in view.axes),
+        *(sorted_column(view.title(axis.name), axis.name, sorting) for axis in view.axes),
         Column(title="origin"),
         Column(title="why"),
     )
     return Table(caption="Trials", columns=columns, rows=tuple(rows))
 
 
+def beside(view: StudyView, points: Sequence[Point], choice: Choice, doubt: Doubt = NO_DOUBT) -> Table:
+    """Layouts next to the picture: a box to mark it, strip and notation, every objective, how sure its place is."""
+    sure = bool(doubt.chances)
+    rows = [
+        Row(
+            trial=p.number,
+            entries=(
+                Entry(text=f"compare trial {p.number}", pick=p.number, picked=p.number in choice.pick),
+                Entry(
+                    text=p.text,
+                    strip=p.strip,
+                    href=addresses.trial(view.name, p.number),
+                    state="front" if p.on_front else "done",
+                ),
+                *(value_entry(axis.name, p.values[axis.name], axis.unit) for axis in view.axes),
+                *((_chance(doubt.chances.get(p.number)),) if sure else ()),
+            ),
+        )
+        for p in points
+    ]
+    columns = (
+        Column(title="compare"),
+        Column(title="layout"),
+        *(sorted_column(view.title(axis.name), axis.name, choice) for axis in view.axes),
+        *((Column(title="chance of the front", numeric=True),) if sure else ()),
+    )
+    return Table(caption="Layouts beside the picture", columns=columns, rows=tuple(rows))
+
+
+def sorted_column(title: str, name: str, sorting: Choice | None) -> Column:
+    """A column of numbers, with the address that sorts by it, or by it the other way round."""
+    if sorting is None:
+        return Column(title=title, numeric=True)
+    here = sorting.sort == name
+    down = not sorting.down if here else False
+    return Column(
+        title=title,
+        numeric=True,
+        href="?" + sorting.query(sort=name, down=down),
+        order=("descending" if sorting.down else "ascending") if here else "",
+    )
+
+
+def _chance(chance: float | None) -> Entry:
+    return Entry(text="–" if chance is None else quantities.share(chance), sort=chance)
+
+
 def hypervolume(view: StudyView) -> Table:
     """The steps at which the hypervolume grew."""
     rows, before = [], -1.0
-    for step in view.progress:
+    for step in telling(view.progress):
         if step.hypervolume > before:
-            rows.append(
-                Row(
-                    trial=step.number,
-                    entries=(
-                        Entry(text=str(step.measured), sort=step.measured),
-                        Entry(text=str(step.number), sort=step.number),
-                        Entry(text=quantities.quality(step.hypervolume), sort=step.hypervolume),
-                    ),
-                )
+            entries = (
+                Entry(text=str(step.measured), sort=step.measured),
+                Entry(text=str(step.number), sort=step.number),
+                Entry(text=quantities.quality(step.hypervolume), sort=step.hypervolume),
             )
+            rows.append(Row(trial=step.number, entries=entries))
         before = step.hypervolume
-    columns = (
-        Column(title="measured layouts", numeric=True),
-        Column(title="trial", numeric=True),
-        Column(title="hypervolume", numeric=True),
-    )
+    titles = ("measured layouts", "trial", "hypervolume")
+    columns = tuple(Column(title=title, numeric=True) for title in titles)
     return Table(caption="Trials that made the hypervolume grow", columns=columns, rows=tuple(rows))
-
-
-def layers(view: StudyView, trial: TrialRecord) -> Table:
-    """What each layer of the pattern costs."""
-    names = list(dict.fromkeys(name for costs in trial.layer_costs for name in costs))
-    cells = strips.strip(trial.layout, view.families, view.marks)
-    rows = [
-        Row(
-            entries=(
-                Entry(text=str(depth + 1), sort=depth),
-                Entry(text=cell.label, strip=(cell,)),
-                *(_value(name, costs.get(name)) for name in names),
-            )
-        )
-        for depth, (cell, costs) in enumerate(zip(cells, trial.layer_costs, strict=False))
-    ]
-    columns = (
-        Column(title="layer", numeric=True),
-        Column(title="mixer"),
-        *(Column(title=view.title(name), numeric=True) for name in names),
-    )
-    return Table(caption="Cost by layer of the pattern", columns=columns, rows=tuple(rows))
-
-
-def curves(trial: TrialRecord) -> Table:
-    """First, last and lowest loss of each task's learning curve."""
-    rows = []
-    for task, curve in curves_of(trial).items():
-        if curve:
-            losses = [loss for _, loss in curve]
-            shown = (losses[0], losses[-1], min(losses))
-            rows.append(Row(entries=(Entry(text=task), *(Entry(text=f"{x:.4g}", sort=x) for x in shown))))
-    columns = (
-        Column(title="task"),
-        *(Column(title=f"{which} loss (nats)", numeric=True) for which in ("first", "last", "lowest")),
-    )
-    return Table(caption="Learning curves", columns=columns, rows=tuple(rows))
 
 
 def costs(view: StudyView, trial: TrialRecord) -> Table:
     """What the whole target network costs."""
-    rows = [Row(entries=(Entry(text=view.title(name)), _value(name, x))) for name, x in trial.costs.items()]
+    rows = [
+        Row(entries=(Entry(text=view.title(name)), value_entry(name, x))) for name, x in trial.costs.items()
+    ]
     columns = (Column(title="cost at the target's size"), Column(title="value", numeric=True))
     return Table(caption="Costs of the whole network", columns=columns, rows=tuple(rows))
-
-
-def scores(trial: TrialRecord) -> Table:
-    """Every score of every rung."""
-    rows = [
-        Row(
-            entries=(
-                Entry(text=str(result.rung), sort=result.rung),
-                Entry(text=task),
-                Entry(text=quantities.quality(score), sort=score),
-                Entry(text=f"{result.steps:,}", sort=result.steps),
-                Entry(text=f"{result.tokens:,}", sort=result.tokens),
-                Entry(text=quantities.duration(result.worker_s), sort=result.worker_s),
-                Entry(text=str(result.seed), sort=result.seed),
-            )
-        )
-        for result in sorted(trial.results, key=lambda r: r.rung)
-        for task, score in (("quality", result.quality), *result.scores.items())
-    ]
-    titles = ("rung", "task", "score", "steps", "tokens", "worker time", "seed")
-    columns = tuple(Column(title=title, numeric=title != "task") for title in titles)
-    return Table(caption="Scores by task", columns=columns, rows=tuple(rows))
 
 
 def _other_costs(points: Sequence[Point], names: Sequence[str]) -> list[str]:
@@ -213,5 +209,5 @@ def _number(study: str, number: int, *, linked: bool) -> Entry:
     return Entry(text=str(number), sort=number, href=addresses.trial(study, number) if linked else "")
 
 
-def _value(name: str, x: float | None, unit: str = "") -> Entry:
+def value_entry(name: str, x: float | None, unit: str = "") -> Entry:
     return Entry(text=quantities.value(name, x, unit), sort=x)

@@ -166,9 +166,8 @@ class _Patient(logging.handlers.RotatingFileHandler):
             return
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            stream = self.stream
-            assert stream is not None
-            if _is_named(descriptor, self._path) and _is_named(stream.fileno(), self._path):
+            own = self.stream
+            if own is not None and all(_is_named(one, self._path) for one in (descriptor, own.fileno())):
                 super().doRollover()
             else:
                 self._reopen()

@@ -17,14 +17,14 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family(name="attention", title="full attention", colour="#d1495b", mark="█"),
+        Family(name="attention", title="full attention", colour="#c94254", mark="█"),
         Family(name="latent", title="latent attention", colour="#8f5fbf", mark="▓"),
         Family(name="sparse", title="sparse attention", colour="#e39d3b", mark="▚"),
         Family(name="linear_attention", title="linear attention", colour="#3a9d8f", mark="░"),
-        Family(name="state_space", title="state-space model", colour="#2f7fc1", mark="▒"),
+        Family(name="state_space", title="state-space model", colour="#2b76b4", mark="▒"),
         Family(name="delta", title="delta rule", colour="#3d4fa8", mark="▞"),
         Family(name="recurrent", title="gated recurrence", colour="#7a8b2f", mark="▄"),
-        Family(name="memory", title="segment memory", colour="#b5651d", mark="▙"),
+        Family(name="memory", title="segment memory", colour="#ad5f1a", mark="▙"),
         Family(name="convolution", title="convolution", colour="#a3708f", mark="▖"),
     )
 }

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from storage import attempts, disks, drivers, events, latency, points, repeats, schema, studies, trials
 from storage.engine import Database
 from storage.errors import ConnectionLost, StorageError, Taken
+from storage.glances import Glance, Layers, read_glances
 from storage.leases import LEASE_S, Lease, leased
 from storage.locks import writer_lock
 from storage.place import place_of
@@ -259,10 +260,8 @@ class Store:
         try:
             return commit()
         except ConnectionLost:
-            stands: list[State] = [
-                state for state in ("waiting", last) if self._stands(study, number, attempt, state)
-            ]
-            return stands[0] if stands else commit()
+            ended: tuple[State, ...] = ("waiting", last)
+            return next((one for one in ended if self._stands(study, number, attempt, one)), None) or commit()
 
     def requeue_abandoned(self, study: StudyRecord) -> list[int]:
         """Running trials whose driver is gone, or silent for longer than its lease, wait again. Returns their numbers."""
@@ -329,6 +328,10 @@ class Store:
                 connection, study, number=number, repeats=self._has_repeats(connection)
             )
             return next(iter(found), None)
+
+    def glances(self, study: StudyRecord, numbers: Collection[int], layers: Layers) -> list[Glance]:
+        """The trials of these numbers at a glance, in short transactions; `layers` keeps what was decoded."""
+        return read_glances(self._database.reading, study, numbers, self._has_repeats, layers)
 
     def points(self, study: StudyRecord) -> Points:
         """What every done trial has on the study's axes, in one short query."""

@@ -1,13 +1,20 @@
 // Draws every [data-chart] from JSON in the page (data-inline) or behind an address (data-source), in the colours
-// of the current scheme, and ties its points to the rows of the same trial.
+// of the current scheme; ties its points to the rows of the same trial; saves it as a file.
 
 const scheme = matchMedia("(prefers-color-scheme: dark)");
-const still = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const settings = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"] };
+// The data is asked for while Plotly is still being read: scripts that are deferred have run once this fires.
+const ready = window.Plotly ? Promise.resolve() : new Promise((run) => document.addEventListener("DOMContentLoaded", run, { once: true }));
+const CROWD = "beaten";
+const NARROW_PX = 520;
+const CARD_MS = 120;
+const ARRAYS = { f4: Float32Array, i4: Int32Array };
 
 function resolved(value, styles) {
-  if (typeof value === "string" && value.startsWith("var(")) {
-    return styles.getPropertyValue(value.slice(4, -1)).trim();
+  if (typeof value === "string") {
+    return value.startsWith("var(") ? styles.getPropertyValue(value.slice(4, -1)).trim() : value;
   }
+  if (ArrayBuffer.isView(value)) return value;
   if (Array.isArray(value)) return value.map((item) => resolved(item, styles));
   if (value && typeof value === "object") {
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolved(item, styles)]));
@@ -15,33 +22,112 @@ function resolved(value, styles) {
   return value;
 }
 
-async function figureOf(box) {
-  if (box.dataset.inline) return JSON.parse(document.getElementById(box.dataset.inline).textContent);
-  const answer = await fetch(box.dataset.source, { headers: { Accept: "application/json" } });
-  if (!answer.ok) throw new Error(`the picture's data answered ${answer.status}`);
-  return answer.json();
+function unpacked(column) {
+  if (!column || !column.bdata) return column;
+  const bytes = Uint8Array.from(atob(column.bdata), (letter) => letter.charCodeAt(0));
+  return new ARRAYS[column.dtype](bytes.buffer);
+}
+
+function unpackAll(figure) {
+  for (const trace of figure.data) {
+    for (const key of ["x", "y", "z", "customdata"]) if (trace[key]) trace[key] = unpacked(trace[key]);
+  }
+  return figure;
+}
+
+// The crowd grows by what changed: a trial that is known is moved, the others are added at the end.
+function placesOf(trace) {
+  if (!trace.places) {
+    trace.places = new Map();
+    trace.customdata.forEach((number, place) => trace.places.set(number, place));
+  }
+  return trace.places;
+}
+
+function joined(before, trace) {
+  const places = placesOf(before);
+  const added = [];
+  trace.customdata.forEach((number, place) => {
+    const known = places.get(number);
+    if (known === undefined) added.push(place);
+    else for (const key of ["x", "y"]) before[key][known] = trace[key][place];
+  });
+  const merged = { ...trace, places };
+  for (const key of ["x", "y", "customdata"]) {
+    const longer = new before[key].constructor(before[key].length + added.length);
+    longer.set(before[key]);
+    added.forEach((place, i) => { longer[before[key].length + i] = trace[key][place]; });
+    merged[key] = longer;
+  }
+  added.forEach((place, i) => places.set(trace.customdata[place], before.customdata.length + i));
+  return merged;
 }
 
 function narrowed(figure, box) {
-  // A phone has no room for a scale at the side, nor for long names beside the points.
-  if (box.clientWidth >= 520) return figure;
-  const layout = { ...figure.layout };
-  if (layout.coloraxis) {
-    const bar = { ...layout.coloraxis.colorbar, orientation: "h", y: -0.3, yanchor: "top", len: 0.9, title: { ...layout.coloraxis.colorbar.title, side: "top" } };
-    layout.coloraxis = { ...layout.coloraxis, colorbar: bar };
-    layout.height = (layout.height || 400) + 70;
+  // A phone has no room for a scale at the side, nor for a legend of many names above.
+  if (box.clientWidth >= NARROW_PX) return figure;
+  const layout = { ...figure.layout, height: figure.layout.height || 400 };
+  if (layout.coloraxis && layout.coloraxis.colorbar.orientation !== "h") {
+    const bar = layout.coloraxis.colorbar;
+    const below = { ...bar, orientation: "h", y: -0.3, yanchor: "top", len: 0.9, title: { ...bar.title, side: "top" } };
+    layout.coloraxis = { ...layout.coloraxis, colorbar: below };
+    layout.height += 70;
+  }
+  const named = figure.data.filter((trace) => trace.showlegend !== false && trace.name).length;
+  if (named > 5 && !layout.coloraxis && !layout.scene) {
+    layout.legend = { ...layout.legend, orientation: "v", x: 0, y: -64 / layout.height, yanchor: "top" };
+    layout.height += 21 * named;
   }
   return { ...figure, layout };
 }
 
+async function figureOf(box) {
+  if (box.dataset.inline) return unpackAll(JSON.parse(document.getElementById(box.dataset.inline).textContent));
+  const address = new URL(box.dataset.source, location.href);
+  if (box.clientWidth < NARROW_PX) address.searchParams.set("narrow", "1");
+  const known = box.figure && box.drawnFrom === address.href ? box.figure : null;
+  const asked = address.href;
+  const crowd = known && known.data.find((trace) => trace.name === CROWD && trace.type === "scattergl");
+  if (crowd) address.searchParams.set("since", known.version);
+  const answer = await fetch(address, { headers: { Accept: "application/json" } });
+  if (!answer.ok) throw new Error(`the picture's data answered ${answer.status}`);
+  const figure = unpackAll(await answer.json());
+  if (figure.increment && crowd) {
+    figure.data = figure.data.map((trace) => (trace.name === CROWD && trace.type === "scattergl" ? joined(crowd, trace) : trace));
+  }
+  box.drawnFrom = asked;
+  return figure;
+}
+
+function zoomed(layout, box) {
+  // The zoom stands behind the # of the address, since it is the reader's own and asks nothing of the server.
+  const held = new URLSearchParams(location.hash.slice(1)).get("zoom");
+  if (box.dataset.chart !== "front" || !held || !layout.xaxis) return layout;
+  const ends = held.split(",").map(Number);
+  if (ends.length !== 4 || !ends.every(Number.isFinite)) return layout;
+  return { ...layout, xaxis: { ...layout.xaxis, range: ends.slice(0, 2) }, yaxis: { ...layout.yaxis, range: ends.slice(2) } };
+}
+
 async function draw(box) {
+  const turn = box.turn = (box.turn || 0) + 1;
   try {
-    const figure = box.figure = await figureOf(box);
+    const figure = await figureOf(box);
+    await ready;
+    if (turn !== box.turn) return;
     const styles = getComputedStyle(document.documentElement);
-    const { data, layout } = resolved(narrowed(figure, box), styles);
-    await Plotly.react(box, data, layout, still);
+    const flat = !figure.layout.scene;
+    // Two dimensions and three share nothing that could be carried over.
+    if (box.figure && Boolean(box.figure.layout.scene) === flat) Plotly.purge(box), (box.tied = false);
+    box.figure = figure;
+    const fitted = narrowed(figure, box);
+    const { data, layout } = resolved({ data: fitted.data, layout: zoomed(fitted.layout, box) }, styles);
+    if (flat && box.lasso) layout.dragmode = "lasso";
+    await Plotly.react(box, data, layout, settings);
     box.dataset.state = "drawn";
     if (!box.tied) tie(box);
+    const crowd = figure.data.find((trace) => trace.name === CROWD && trace.type === "scattergl");
+    // Made ready while nobody waits, so that the first new trials are not the ones that pay for it.
+    if (crowd && window.requestIdleCallback) requestIdleCallback(() => placesOf(crowd));
   } catch (error) {
     box.dataset.state = "failed";
     if (!box.figure) box.textContent = "This picture could not be drawn; the table below holds the same numbers.";
@@ -49,24 +135,64 @@ async function draw(box) {
   }
 }
 
+const rowsOf = (trial) => document.querySelectorAll(`[data-trial="${Number(trial)}"]`);
+
 function light(trial, on) {
-  for (const row of document.querySelectorAll(`[data-trial="${Number(trial)}"]`)) row.classList.toggle("lit", on);
+  for (const row of rowsOf(trial)) row.classList.toggle("lit", on);
+  if (!on) return;
+  const row = [...rowsOf(trial)].find((one) => one.closest("#beside"));
+  const scroll = row && row.closest(".scroll");
+  if (scroll && scroll.scrollHeight > scroll.clientHeight) {
+    scroll.scrollTop = Math.max(0, row.offsetTop - scroll.clientHeight / 2);
+  }
+}
+
+let asking = 0;
+function showCard(box, trial) {
+  const place = document.getElementById("pointed");
+  if (!place || !box.dataset.trials) return;
+  clearTimeout(asking);
+  asking = setTimeout(async () => {
+    const answer = await fetch(`${box.dataset.trials}/${Number(trial)}/card`).catch(() => null);
+    if (!answer || !answer.ok) return;
+    const card = new DOMParser().parseFromString(await answer.text(), "text/html");
+    place.replaceChildren(...card.body.childNodes);
+  }, CARD_MS);
 }
 
 function tie(box) {
   box.tied = true;
-  const trial = (event) => event.points[0] && event.points[0].customdata;
-  box.on("plotly_hover", (event) => trial(event) !== undefined && light(trial(event), true));
-  box.on("plotly_unhover", (event) => trial(event) !== undefined && light(trial(event), false));
+  const trialOf = (event) => event.points && event.points[0] && event.points[0].customdata;
+  box.on("plotly_hover", (event) => {
+    const trial = trialOf(event);
+    if (trial === undefined) return;
+    light(trial, true);
+    showCard(box, trial);
+  });
+  box.on("plotly_unhover", (event) => trialOf(event) !== undefined && light(trialOf(event), false));
   box.on("plotly_click", (event) => {
-    if (box.dataset.trials && trial(event) !== undefined) location.assign(`${box.dataset.trials}/${trial(event)}`);
+    if (box.dataset.trials && trialOf(event) !== undefined) location.assign(`${box.dataset.trials}/${trialOf(event)}`);
+  });
+  box.on("plotly_selected", (event) => {
+    const lasso = event && event.lassoPoints;
+    if (lasso && lasso.x && lasso.x.length > 2) {
+      document.dispatchEvent(new CustomEvent("charts:lasso", { detail: { x: lasso.x, y: lasso.y } }));
+    }
+  });
+  box.on("plotly_relayout", (change) => {
+    if (box.dataset.chart !== "front" || !box.layout.xaxis) return;
+    const whole = change["xaxis.autorange"] || change["xaxis.range[0]"] === undefined;
+    if (whole && !change["xaxis.autorange"]) return;
+    const ends = [...box.layout.xaxis.range, ...box.layout.yaxis.range].map((end) => Number(end.toPrecision(6)));
+    history.replaceState(null, "", whole ? location.pathname + location.search : `#zoom=${ends.join(",")}`);
   });
 }
 
 function pointAt(row, shown) {
   const box = document.querySelector('[data-chart="front"]');
-  if (!box || !box.data) return;
+  if (!box || !box.data || !box.layout || box.layout.scene) return;
   const number = Number(row.dataset.trial);
+  row.classList.toggle("lit", shown);
   if (!shown) return Plotly.Fx.unhover(box);
   box.data.forEach((trace, curveNumber) => {
     const pointNumber = (trace.customdata || []).indexOf(number);
@@ -74,12 +200,26 @@ function pointAt(row, shown) {
   });
 }
 
-const all = () => document.querySelectorAll("[data-chart]");
-const drawAll = () => Promise.all([...all()].map(draw));
+const all = () => [...document.querySelectorAll("[data-chart]")];
+const drawAll = () => Promise.all(all().map(draw));
 
+document.addEventListener("click", (event) => {
+  const save = event.target.closest("[data-save]");
+  const box = event.target.closest("figure.chart")?.querySelector("[data-chart]");
+  if (save && box && box.figure) {
+    const title = document.title.replace(/[^\p{L}\p{N}]+/gu, "-");
+    Plotly.downloadImage(box, { format: save.dataset.save, filename: `${title}-${box.dataset.chart}`, width: box.clientWidth, height: box.clientHeight, scale: 2 });
+  }
+  const lasso = event.target.closest("[data-lasso]");
+  if (lasso && box && box.figure) {
+    box.lasso = lasso.getAttribute("aria-pressed") !== "true";
+    lasso.setAttribute("aria-pressed", String(box.lasso));
+    Plotly.relayout(box, { dragmode: box.lasso ? "lasso" : "zoom" });
+  }
+});
 scheme.addEventListener("change", drawAll);
 document.addEventListener("charts:refresh", () => all().forEach((box) => box.dataset.source && draw(box)));
-for (const [name, shown] of [["mouseover", true], ["mouseout", false]]) {
+for (const [name, shown] of [["mouseover", true], ["mouseout", false], ["focusin", true], ["focusout", false]]) {
   document.addEventListener(name, (event) => {
     const row = event.target.closest && event.target.closest("[data-tied] [data-trial]");
     if (row && !row.contains(event.relatedTarget)) pointAt(row, shown);

@@ -26,12 +26,26 @@ def command(
             metavar="PATH", help="File that holds the token, so that no list of processes shows it."
         ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Another host name that readers use, such as a proxy's. May be repeated."
+        ),
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(metavar="PATH", help="What a proxy puts before every path, such as /nas.")
+    ] = "",
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in this machine's browser.")
+    ] = True,
 ) -> int:
     """Serve the dashboard until Ctrl-C."""
     import logging
     import os
     import secrets
     import socket
+    import sys
+    import webbrowser
     from contextlib import suppress
 
     import uvicorn
@@ -43,6 +57,7 @@ def command(
     from nas.logs import RedactedLines
     from nas.open_study import open_study, storage_url
     from nas.redaction import Redactor
+    from nas.workshop import OwnProcess
     from storage.store import Store
 
     if study is not None:
@@ -56,6 +71,12 @@ def command(
         token = _read_token(token_file)
     if token is not None and len(token) < 8:
         raise Refused("the token is too short: use at least 8 characters, or leave it out and one is made")
+    if token is None and not _is_loopback(host):
+        raise Refused(
+            f"{host} can be reached from other machines: choose the token yourself, with --token-file (or --token)"
+        )
+    if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
+        raise Refused(f"--root-path {root_path!r} is no path: write it like /nas")
     secret = token or secrets.token_urlsafe(24)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -72,12 +93,16 @@ def command(
         ) from error
     taken = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
-    hosts = sorted({shown, "127.0.0.1", "localhost", "[::1]"})
-    app = create_app(storage_url(storage), token=secret, allowed_hosts=hosts)
+    hosts = sorted({shown, "127.0.0.1", "localhost", "[::1]", *(allow_host or ())})
+    workshop = OwnProcess(storage_url(storage))
+    app = create_app(
+        storage_url(storage), token=secret, allowed_hosts=hosts, workshop=workshop, root_path=root_path
+    )
+    base = f"http://{shown}:{taken}{root_path}"
     # Who keeps the token in a file does not want it in a terminal's or a service's log.
-    say_openly(f"http://{shown}:{taken}/login" + (f"?token={secret}" if token_file is None else ""))
+    say_openly(f"{base}/" + (f"?token={secret}" if token_file is None else "login"))
     if study is not None:
-        say(f"then http://{shown}:{taken}{addresses.study(study)}")
+        say(f"then {base}{addresses.study(study)}")
     say("read-only and live; Ctrl-C stops it")
     lines = logging.StreamHandler()
     lines.setFormatter(RedactedLines(Redactor.of(os.environ, [storage_url(storage), "--token", secret])))
@@ -94,10 +119,26 @@ def command(
             await super().shutdown(sockets)
 
     server = Server(settings)
-    # Once it has stopped cleanly, uvicorn raises the Ctrl-C that it caught.
-    with suppress(KeyboardInterrupt):
-        server.run(sockets=[listener])
+    # Whoever looks at a terminal has a browser near; a service, a pipe or a test has none.
+    if browser and token_file is None and sys.stderr.isatty() and _is_loopback(host):
+        webbrowser.open(f"{base}/?token={secret}")
+    try:
+        # Once it has stopped cleanly, uvicorn raises the Ctrl-C that it caught.
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+    finally:
+        workshop.close()
     return 0
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address; a name other than localhost may be anybody's."""
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _read_token(path: Path) -> str:

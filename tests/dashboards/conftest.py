@@ -24,9 +24,9 @@ AXES = (
 )
 CONFIG = {
     "target": {"width": 1024, "depth": 16, "context": 131072, "batch": 1, "dtype": "bfloat16"},
-    "proxy": {"width": 48, "length": 48, "steps": 200},
-    "space": {"mixers": list(FAMILIES), "pattern": 4},
-    "tasks": ["mqar", "parity", "bytes"],
+    "proxy": {"width": 48, "length": 48},
+    "space": {"mixers": list(FAMILIES), "layers": 4, "constraints": ["kv_bytes<=2GiB"]},
+    "tasks": {name: {"steps": 200} for name in ("mqar", "parity", "bytes")},
     "trials": 48,
     "sampler": "layout",
     "seed": 0,

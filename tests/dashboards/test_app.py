@@ -45,13 +45,17 @@ def routes(app):
         "/api/v1/openapi.json",
         "/studies/{segment}",
         "/studies/{segment}/trials/{number}",
+        "/studies/{segment}/trials/{number}/card",
+        "/studies/{segment}/compare",
+        "/studies/{segment}/why",
+        "/together",
     }
     paths |= {f"/static/{name}" for name in assets.served()} | {"/redoc", "/nowhere", "/static/../app.py"}
     fill = {"segment": "quick", "number": 1, "chart": "front", "name": "style.css"}
     return sorted(path.format(**fill) for path in paths - {"/health"})
 
 
-def test_every_route_and_method_needs_the_token(app, stranger):
+def test_fault_37_every_route_and_method_needs_the_token(app, stranger):
     assert len(routes(app)) > 15
     for path in routes(app):
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"):
@@ -99,7 +103,7 @@ def test_the_token_becomes_a_cookie(stranger):
     assert stranger.get("/").status_code == 200
 
 
-def test_the_form_lets_in_from_here_alone(stranger):
+def test_fault_38_the_form_lets_in_from_here_alone(stranger):
     for origin in ("https://evil.example", "null", "http://127.0.0.1:81", "http://127.0.0.1.evil.example"):
         assert stranger.post("/login", data={"token": TOKEN}, headers={"Origin": origin}).status_code == 403
     assert stranger.post("/login", data={"token": "wrong"}, headers={"Origin": BASE}).status_code == 401
@@ -111,7 +115,7 @@ def test_the_form_lets_in_from_here_alone(stranger):
     "host",
     ["evil.example", "127.0.0.1.evil.example", "", "localhost@evil.example", "[::2]", "[::1].evil.example"],
 )
-def test_a_foreign_host_is_refused_even_with_the_token(client, host):
+def test_fault_38_a_foreign_host_is_refused_even_with_the_token(client, host):
     for path in ("/", "/health", "/login"):
         assert client.get(path, headers={"Host": host}).status_code == 421
 
@@ -122,7 +126,7 @@ def test_loopback_hosts_are_answered(client, host):
 
 
 def test_every_answer_carries_the_headers(client, stranger):
-    for answer in (client.get("/"), client.get("/nowhere"), stranger.get("/"), client.get("/api/v1/studies")):
+    for answer in (client.get("/"), client.get("/nowhere"), stranger.get("/"), client.get("/docs")):
         policy = answer.headers["content-security-policy"]
         assert "script-src 'self';" in policy
         assert "unsafe-eval" not in policy
@@ -162,7 +166,7 @@ def test_pages_hold_no_inline_script(client):
         "/nowhere",
     ],
 )
-def test_what_is_not_there_is_404(client, path):
+def test_fault_40_what_is_not_there_is_404(client, path):
     answer = client.get(path)
     assert answer.status_code == 404
     assert "Traceback" not in answer.text
@@ -290,7 +294,7 @@ def test_an_unreadable_database_is_a_page_without_its_password(tmp_path):
     assert not (tmp_path / "none.db").exists()
 
 
-def test_a_password_in_a_configuration_is_not_shown(tmp_path):
+def test_fault_42_a_password_in_a_configuration_is_not_shown(tmp_path):
     address = f"sqlite:///{tmp_path}/secret.db"
     with Store.open(address) as store:
         config = {
@@ -317,3 +321,24 @@ def test_importing_the_dashboard_loads_nothing_heavy():
     code = f"import sys, dashboards.app, dashboards.report; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/studies/s",
+        "/studies/s/trials/1",
+        "/studies/s/why",
+        "/api/v1/studies",
+        "/api/v1/together?study=s",
+        "/metrics",
+    ],
+)
+def test_fault_42_a_password_in_the_address_of_the_database_is_nowhere(path):
+    # Nothing listens on this port, so that every route tells of the database that it cannot reach.
+    app = create_app("postgresql://me:canary-7f3e@127.0.0.1:9/nas?password=canary-7f3e", token=TOKEN)
+    client = TestClient(app, base_url=BASE, headers={"Authorization": f"Bearer {TOKEN}"})
+    answer = client.get(path)
+    assert answer.status_code == 503
+    assert "127.0.0.1" in answer.text and "canary" not in answer.text + str(answer.headers)

@@ -6,8 +6,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dashboards import metrics
 from dashboards.app import create_app
-from dashboards.compose import measured_view
 from dashboards.metrics import exposition
+from dashboards.view import study_view
 from storage import summary
 from storage.store import Store
 
@@ -48,7 +48,7 @@ def test_a_scrape_says_what_the_database_holds(url, scrape, store, hostile):
         study = store.study(name)
         trials = store.trials(study)
         results = [result for trial in trials for result in trial.results]
-        view = measured_view(store, study)
+        view = study_view(study, store.trials(study, states=["done"]))
         for state, count in store.counts(study).items():
             assert said["nas_trials", name, state] == count
         wanted = {
@@ -105,8 +105,8 @@ def test_what_was_counted_is_not_counted_again(live_url, measured, monkeypatch):
     reader = metrics.Reader(live_url)
     first = read(reader.read())
     read_again = []
-    real = summary._told
-    monkeypatch.setattr(summary, "_told", lambda *given: read_again.append(real(*given)) or read_again[-1])
+    real = summary.told_of
+    monkeypatch.setattr(summary, "told_of", lambda *given: read_again.append(real(*given)) or read_again[-1])
     volumes = []
     monkeypatch.setattr(metrics.pareto, "hypervolume", lambda points: volumes.append(len(points)) or 0.5)
     assert {key: value for key, value in read(reader.read()).items() if "seconds" not in key[0]} == {

@@ -1,15 +1,17 @@
 """Every template prints exactly the fields of its page."""
 
+import re
 from dataclasses import fields
 
 import pytest
 from jinja2 import meta, nodes
 
-from dashboards import addresses
+from dashboards import addresses, app, strips
 from dashboards.pages import ENVIRONMENT, MessagePage, Page, render
 from dashboards.strips import style
 from search_space.family import FAMILIES
 
+assert app.create_app, "every page is known once the app is"
 PAGES = Page.__subclasses__()
 
 
@@ -17,7 +19,11 @@ def keys_of(template):
     source = ENVIRONMENT.loader.get_source(ENVIRONMENT, template)[0]
     tree = ENVIRONMENT.parse(source)
     # A block does not see what its file imported by the parser's reckoning, though it does when rendered.
-    keys = meta.find_undeclared_variables(tree) - {found.target for found in tree.find_all(nodes.Import)}
+    keys = (
+        meta.find_undeclared_variables(tree)
+        - set(ENVIRONMENT.globals)
+        - {found.target for found in tree.find_all(nodes.Import)}
+    )
     for extended in tree.find_all(nodes.Extends):
         keys |= keys_of(extended.template.value)
     return keys
@@ -29,7 +35,7 @@ def test_a_template_prints_the_declared_fields(page):
 
 
 def test_every_template_is_a_page_or_a_part():
-    whole = set(ENVIRONMENT.list_templates()) - {"base.html", "parts.html"}
+    whole = set(ENVIRONMENT.list_templates()) - {"base.html", "parts.html", "scripts.html"}
     assert whole == {page.template for page in PAGES}
 
 
@@ -41,6 +47,13 @@ def test_every_family_has_its_colour_from_the_list():
     css = style()
     for family in FAMILIES.values():
         assert f"--family-{family.name}:{family.colour};" in css
+
+
+def test_every_mark_can_be_read_on_its_colour():
+    for scheme in style().split("@media"):
+        colours = dict(re.findall(r"--family-((?:ink-)?\w+):(#[0-9a-f]{6})", scheme))
+        for name in [name for name in colours if not name.startswith("ink-")]:
+            assert strips.contrast(colours[name], colours[f"ink-{name}"]) >= 4.5, (name, colours[name])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def served(
     process = start("-c", DASHBOARD, "dashboard", "--storage", url, "--port", "0", "--token", TOKEN)
     assert process.stderr is not None
     line = process.stderr.readline()
-    found = re.fullmatch(rf"(http://127\.0\.0\.1:\d+)/login\?token={TOKEN}\n", line)
+    found = re.fullmatch(rf"(http://127\.0\.0\.1:\d+)/\?token={TOKEN}\n", line)
     assert found, line
     process.stderr.readline()
     return process, found.group(1)
@@ -69,7 +69,7 @@ def test_a_dashboard_of_one_study_begins_there(
     process = start("-c", DASHBOARD, "dashboard", "--storage", url, "--study", "tiny", "--port", "0")
     assert process.stderr is not None
     first, second = process.stderr.readline(), process.stderr.readline()
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/login\?token=[\w-]{20,}\n", first), first
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{20,}\n", first), first
     assert re.fullmatch(r"then http://127\.0\.0\.1:\d+/studies/tiny\n", second), second
     process.send_signal(signal.SIGTERM)
     process.wait(60)
@@ -127,11 +127,44 @@ def test_a_token_file_without_a_token_is_refused(
     )
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_another_address_than_loopback_needs_a_token_of_ones_own(
+    refused: Callable[..., str], run: Callable[..., Any], config_file: Callable[..., str], url: str, host: str
+) -> None:
+    run("search", "--config", config_file(), "--storage", url, "--trials", 1)
+    assert "choose the token yourself" in refused("dashboard", "--storage", url, "--host", host)
+
+
+def test_behind_a_proxy_every_address_has_the_root(
+    start: Callable[..., subprocess.Popen[str]],
+    run: Callable[..., Any],
+    refused: Callable[..., str],
+    config_file: Callable[..., str],
+    url: str,
+) -> None:
+    run("search", "--config", config_file(), "--storage", url, "--trials", 1)
+    assert "write it like /nas" in refused("dashboard", "--storage", url, "--root-path", "nas/")
+    arguments = ("--root-path", "/nas", "--allow-host", "proxy.example", "--no-browser", "--token", TOKEN)
+    process = start("-c", DASHBOARD, "dashboard", "--storage", url, "--port", "0", *arguments)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    found = re.fullmatch(rf"(http://127\.0\.0\.1:\d+)/nas/\?token={TOKEN}\n", line)
+    assert found, line
+    for path in ("", "/nas"):
+        # A proxy may take the root away before it passes a request on, or leave it.
+        status, page = answer(f"{found.group(1)}{path}/", TOKEN)
+        assert status == 200 and 'href="/nas/studies/tiny"' in page and 'href="/studies' not in page
+        assert answer(f"{found.group(1)}{path}/studies/tiny")[0] == 401
+        assert answer(f"{found.group(1)}{path}/health")[0] == 200
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+
+
 BROKEN = """
-from dashboards import compose
-def studies_page(store):
+from dashboards import routes
+def studies_page(desk):
     raise RuntimeError("postgresql://me:canary-7f3e@db/nas and canary-of-the-environment")
-compose.studies_page = studies_page
+routes.studies_page = studies_page
 """
 
 
@@ -145,7 +178,7 @@ def test_fault_42_secret_in_a_servers_traceback(
     arguments = ("dashboard", "--storage", url, "--port", "0", "--token", TOKEN)
     process = start("-c", BROKEN + DASHBOARD, *arguments, PGPASSWORD="canary-of-the-environment")
     assert process.stderr is not None
-    address = process.stderr.readline().partition("/login")[0]
+    address = process.stderr.readline().partition("/?token")[0]
     status, page = answer(f"{address}/", TOKEN)
     assert status == 500 and "canary" not in page
     process.send_signal(signal.SIGINT)

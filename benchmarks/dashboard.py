@@ -1,0 +1,236 @@
+"""How long the dashboard takes over a study of 100,000 trials: on the server by page, and in a browser.
+
+A trial of the study is made up: nothing here is about how good a layout is. Run it as `python -m benchmarks.dashboard`; with
+--database it takes a study that is there. The browser is the system's Chromium, without a GPU.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from benchmarks.common import save
+from dashboards.app import create_app
+from storage.records import ResultRecord
+from storage.store import Store
+
+TRIALS, NEW, REPETITIONS = 100_000, 100, 9
+TOKEN = "a-token-of-the-benchmark"
+CHROMIUM = "/usr/bin/chromium"
+SERVER = (
+    "import sys, uvicorn; from dashboards.app import create_app; "
+    "uvicorn.run(create_app(sys.argv[1], token=sys.argv[2]), port=int(sys.argv[3]), log_level='critical')"
+)
+PAGES = (
+    "/",
+    "/studies/large",
+    "/studies/large?sort=quality&down=1&page=900",
+    "/studies/large?mixer=kda&mixer=mla",
+    "/studies/large?area=1e6,0.2;1e9,0.2;1e9,0.7;1e6,0.7",
+    "/studies/large/trials/77",
+    "/studies/large/compare?pick=1&pick=2&pick=3",
+    "/studies/large/why",
+    "/together?study=large",
+    "/api/v1/studies",
+    "/api/v1/studies/large",
+    "/api/v1/studies/large/front",
+    "/api/v1/studies/large/trials?offset=50000&limit=100",
+    "/api/v1/studies/large/trials/77",
+    "/api/v1/studies/large/events?after=0",
+    "/api/v1/studies/large/figure/front",
+    "/api/v1/studies/large/figure/front_3d",
+    "/api/v1/studies/large/figure/hypervolume",
+    "/api/v1/studies/large/figure/calibration",
+)
+
+
+def timed(run: Callable[[], object], repetitions: int = REPETITIONS) -> dict[str, float]:
+    """The middle of some runs, after one that does not count: by the clock, and of the processor's time."""
+    run()
+    times, own = [], []
+    for _ in range(repetitions):
+        began, used = time.perf_counter(), time.process_time()
+        run()
+        times.append(1e3 * (time.perf_counter() - began))
+        own.append(1e3 * (time.process_time() - used))
+    return {
+        "ms": round(statistics.median(times), 1),
+        "processor_ms": round(statistics.median(own), 1),
+        "fastest_ms": round(min(times), 1),
+    }
+
+
+def finish_some(url: str, count: int) -> None:
+    """Measures so many new trials as a search does: each with the layout and the costs of an old one."""
+    with Store.open(url) as store:
+        study = store.studies()[0]
+        known = [trial for trial in store.trials(study, states=["done"], limit=count) if trial.result]
+        for number, trial in enumerate(known):
+            assert trial.result is not None
+            attempt = store.start_trial(study, store.add_trial(study, _again(trial, number)).number)
+            made = ResultRecord(**{**trial.result.__dict__, "quality": 0.31 + number / 1e4})
+            store.finish_trial(study, sum(store.counts(study).values()) - 1, attempt, made)
+
+
+def _again(trial: Any, number: int) -> Any:
+    from storage.records import NewTrial
+
+    costs = {name: value * (1 + number / 1e4) for name, value in trial.costs.items()}
+    return NewTrial(
+        layout=trial.layout,
+        origin="search",
+        params=trial.params,
+        sampler_attrs={},
+        costs=costs,
+        layer_costs=trial.layer_costs,
+        evaluation_key=f"{trial.evaluation_key}/{time.time_ns()}",
+    )
+
+
+def on_the_server(url: str) -> dict[str, Any]:
+    """The first reading, every page and answer, and the reading of new trials."""
+    client = TestClient(
+        create_app(url, token=TOKEN),
+        base_url="http://127.0.0.1",
+        headers={"Authorization": f"Bearer {TOKEN}"},
+    )
+
+    def ask(path: str) -> None:
+        answer = client.get(path)
+        assert answer.status_code == 200, (path, answer.text[:200])
+
+    began = time.perf_counter()
+    ask("/studies/large")
+    first_ms = round(1e3 * (time.perf_counter() - began), 1)
+    while "data-unread" in client.get("/studies/large").text:
+        time.sleep(0.25)
+    whole_s = round(time.perf_counter() - began, 1)
+    pages = {path: timed(lambda path=path: ask(path)) for path in PAGES}  # type: ignore[misc]
+    version = client.get("/api/v1/studies/large/figure/front").json()["version"]
+    finish_some(url, NEW)
+    began = time.perf_counter()
+    part = client.get("/api/v1/studies/large/figure/front", params={"since": version})
+    assert part.json()["increment"]
+    update_ms = round(1e3 * (time.perf_counter() - began), 1)
+    return {
+        "first_page_of_a_study_not_yet_read_ms": first_ms,
+        "whole_study_read_after_s": whole_s,
+        "page_ms": pages,
+        "slowest": {kind: max(page[kind] for page in pages.values()) for kind in ("ms", "processor_ms")},
+        f"figure_with_{NEW}_new_trials_ms": update_ms,
+        f"figure_with_{NEW}_new_trials_bytes": len(part.content),
+        "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
+    }
+
+
+@contextmanager
+def serving(url: str, port: int) -> Iterator[str]:
+    """A server in a process of its own, whose first answer is timed by whoever waits for it."""
+    process = subprocess.Popen([sys.executable, "-c", SERVER, url, TOKEN, str(port)])
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def answered(address: str) -> None:
+    """Waits until a server answers."""
+    import urllib.request
+    from urllib.error import URLError
+
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5).close()
+            return
+        except URLError:
+            time.sleep(0.005)
+
+
+def in_the_browser(url: str, port: int) -> dict[str, Any]:
+    """From the click to the drawn front, and from new trials to their marks, as a page's own clock has it."""
+    from playwright.sync_api import sync_playwright
+
+    drawn = "document.querySelector('[data-chart=front]')?.dataset.state === 'drawn'"
+    points = "document.querySelector('[data-chart=front]').data.find(t => t.type === 'scattergl').x.length"
+    began = time.perf_counter()
+    with serving(url, port) as base, sync_playwright() as driver:
+        answered(base)
+        start_s = round(time.perf_counter() - began, 2)
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
+        )
+        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        page = context.new_page()
+        page.goto(f"{base}/?token={TOKEN}")
+        page.goto(f"{base}/studies/large")
+        while page.locator("[data-unread]").count():
+            time.sleep(0.25)
+        views = []
+        for _ in range(5):
+            page.goto("about:blank")
+            began = time.perf_counter()
+            page.goto(f"{base}/studies/large", wait_until="commit")
+            while not page.evaluate(drawn):
+                time.sleep(0.01)
+            views.append(round(time.perf_counter() - began, 2))
+        # Asked as live.js asks once events have told of new trials; the stream itself would wait for a pause in them.
+        page.evaluate(
+            "document.addEventListener('charts:refresh', () => { window.refreshed = performance.now(); })"
+        )
+        before = page.evaluate(points)
+        context.set_offline(True)
+        finish_some(url, NEW)
+        context.set_offline(False)
+        updates = page.evaluate(
+            "(async () => { const began = performance.now(); const box = document.querySelector('[data-chart=front]');"
+            " const done = new Promise(end => box.once('plotly_afterplot', () => end(performance.now())));"
+            " document.dispatchEvent(new Event('charts:refresh')); return (await done) - began; })()"
+        )
+        after = page.evaluate(points)
+        browser.close()
+    return {
+        "server_answers_after_s": start_s,
+        "first_view_s": views[0],
+        "view_s": statistics.median(views),
+        "crowd_before": before,
+        "crowd_after": after,
+        f"update_of_{NEW}_trials_ms": round(updates, 1),
+    }
+
+
+def main() -> None:
+    """Measures all of it; the study is made first unless one is given."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--database", help="a SQLite file with a study called large, which is written to")
+    parser.add_argument("--port", type=int, default=8899)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(given.database or f"{folder}/large.db").resolve()
+        url = f"sqlite:///{path}"
+        if given.database is None:
+            from benchmarks.large_study import fill
+
+            with Store.open(url) as store:
+                fill(store, TRIALS)
+        measured: dict[str, Any] = {"trials": TRIALS, "server": on_the_server(url)}
+        if Path(CHROMIUM).exists():
+            measured["browser"] = in_the_browser(url, given.port)
+    # Who reads the figures should know what else the machine was doing.
+    measured["load_average"] = [round(load, 1) for load in os.getloadavg()]
+    save("dashboard", json.loads(json.dumps(measured)))
+
+
+if __name__ == "__main__":
+    main()

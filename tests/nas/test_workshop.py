@@ -1,0 +1,97 @@
+"""What the dashboard asks of the upper floor: prices as `nas cost` has them, reasons, and what seeds say."""
+
+import json
+import time
+
+import pytest
+
+from dashboards.desk import Missing
+from nas.cli.main import main
+from nas.workshop import OwnProcess, doubt, prices
+from storage.glances import Glance
+from storage.records import Axis, LayoutRecord
+
+CONFIG = {"target": {"width": 256, "depth": 10, "context": 8192, "vocabulary": 1000, "fill": "stack"}}
+AXES = (
+    Axis(name="quality", maximise=True, low=0.0, high=1.0, log=False),
+    Axis(name="kv_bytes", maximise=False, low=1.0, high=1024.0, log=True),
+)
+
+
+@pytest.mark.parametrize("fill", ["stack", "stretch"])
+@pytest.mark.parametrize("layout", ["3*kda mla", "window[size=512] full mamba2/none"])
+def test_a_price_is_what_its_command_prints(capsys, layout, fill):
+    config = {"target": CONFIG["target"] | {"fill": fill}}
+    found = prices(config, layout, [(8192, 1), (1024, 4)], None)
+    assert [(one.context, one.batch) for one in found] == [(8192, 1), (1024, 4)]
+    for one in found:
+        words = one.command.replace(f"'{layout}'", "LAYOUT").split()
+        assert main([*(layout if word == "LAYOUT" else word for word in words[1:]), "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (one.params, one.stored_bytes, one.read_bytes) == (
+            told["params"],
+            told["cache"][0]["stored_bytes"],
+            told["cache"][0]["read_bytes"],
+        )
+        assert sum(part.stored_bytes for part in one.by_layer) == one.stored_bytes
+        assert sum(part.count for part in one.by_layer) == told["layers"] == 10
+        stored = {}
+        for part in told["cache"][0]["by_layer"]:
+            stored[part["layer"]] = stored.get(part["layer"], 0) + part["stored_bytes"]
+        ours = {}
+        for part in one.by_layer:
+            ours[part.layer] = ours.get(part.layer, 0) + part.stored_bytes
+        assert ours == stored, "every layer of the network is gathered under its own of the pattern"
+
+
+def test_another_process_prices_and_says_what_it_cannot(tmp_path):
+    own = OwnProcess(f"sqlite:///{tmp_path}/none.db")
+    try:
+        assert own.price(CONFIG, "2*kda", [(1024, 1)]) == prices(CONFIG, "2*kda", [(1024, 1)], None)
+        (wide,) = own.price(CONFIG, "2*kda", [(1024, 1)], width=512)
+        assert "--width=512" in wide.command
+        with pytest.raises(Missing, match="cannot be priced"):
+            own.price(CONFIG, "2*kdaa", [(1024, 1)])
+        with pytest.raises(Missing, match="cannot be priced"):
+            own.price({"target": {"breadth": 3}}, "2*kda", [(1024, 1)])
+        assert own.defaults()["target"]["width"] == 1024
+        first = own._pool
+        own.close()
+        assert own.price(CONFIG, "kda", [(1024, 1)]) and own._pool is not first
+    finally:
+        own.close()
+
+
+def test_reasons_come_when_they_are_worked_out(run, config_file, url):
+    from storage.store import Store
+
+    run("search", "--config", config_file(), "--storage", url, "--trials", 4)
+    with Store.open(url, read_only=True) as store:
+        study = store.studies()[0]
+    own = OwnProcess(url)
+    try:
+        assert "being worked out" in own.reasons(study, 4)
+        deadline = time.monotonic() + 120
+        while isinstance(found := own.reasons(study, 4), str) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert found.study == study.name and found.trials == 4
+        # A newer state is worked out while the last reasons stand.
+        assert own.reasons(study, 5).trials == 4
+    finally:
+        own.close()
+
+
+def seen(number, *qualities, size=8.0):
+    layout = LayoutRecord(key=str(number), text=f"layout {number}", layers=())
+    return Glance(
+        number, "done", "search", layout, {"kv_bytes": size}, 1, "", None, 1.0,
+        ((0, qualities[0]),), {}, tuple((q, {}) for q in qualities[1:]),
+    )  # fmt: skip
+
+
+def test_seeds_give_intervals_and_chances():
+    said = doubt(AXES, [seen(0, 0.50, 0.54, 0.52), seen(1, 0.51, 0.53), seen(2, 0.1, size=64.0)])
+    low, high = said.intervals["quality"][0]
+    assert low < 0.52 < high and set(said.intervals) == {"quality"}
+    assert 0.2 < said.chances[0] < 0.8 and said.chances[2] < 0.01
+    assert doubt(AXES, [seen(0, 0.5), seen(1, 0.6)]).chances == {}
