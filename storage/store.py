@@ -323,11 +323,7 @@ class Store:
 
     def trial(self, study: StudyRecord, number: int) -> TrialRecord | None:
         """The trial of this number."""
-        with self._database.reading() as connection:
-            found = trials.read_trials(
-                connection, study, number=number, repeats=self._has_repeats(connection)
-            )
-            return next(iter(found), None)
+        return next(iter(self.trials(study, numbers=[number])), None)
 
     def glances(self, study: StudyRecord, numbers: Collection[int], layers: Layers) -> list[Glance]:
         """The trials of these numbers at a glance, in short transactions; `layers` keeps what was decoded."""
