@@ -58,14 +58,13 @@ def front(view: StudyView, x: str | None = None, y: str | None = None, scene: Sc
     across, up, third = choose_axes(view.axes, x or choice.x, y or choice.y, choice.third)
     shown = view.measured if scene.shown is None else scene.shown
     logs = (scaled(across, choice.x_scale), scaled(up, choice.y_scale))
-    plane = _Plane(
-        view,
-        across,
-        up,
-        third,
-        logs,
-        (shown_range(view, across, logs[0], shown), shown_range(view, up, logs[1], shown)),
+    best = np.intersect1d(view.front_numbers, shown).tolist()
+    whiskers = [_ends(best, axis, scene.doubt) for axis in (across, up)]
+    ranges = (
+        shown_range(view, across, logs[0], shown, whiskers[0]),
+        shown_range(view, up, logs[1], shown, whiskers[1]),
     )
+    plane = _Plane(view, across, up, third, logs, ranges)
     crowd, marked = parted(view, shown)
     traces: list[Figure] = [] if not len(crowd) else [_crowd(plane, crowd, scene)]
     stairs = _staircase(plane)
@@ -180,6 +179,12 @@ def _marks(
             bars = _bars(points, axis, scene.doubt)
             trace |= {f"error_{letter}": bars} if bars else {}
     return trace
+
+
+def _ends(numbers: Sequence[int], axis: Axis, doubt: Doubt) -> list[float]:
+    """Where the intervals of these trials begin and end."""
+    known = doubt.intervals.get(axis.name, {})
+    return [end for number in numbers for end in known.get(number, ())]
 
 
 def _bars(points: Sequence[Point], axis: Axis, doubt: Doubt) -> Figure | None:

@@ -1,6 +1,7 @@
 """Axes and shades of a front's pictures: where a value stands, which range is shown, which words stand at it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,12 @@ def bounds(view: StudyView, axis: Axis, log: bool, shown: Numbers) -> tuple[floa
     return (float(values.min()), float(values.max())) if len(values) else (axis.low, axis.high)
 
 
-def shown_range(view: StudyView, axis: Axis, log: bool, shown: Numbers) -> tuple[float, float]:
-    """From where to where an axis is shown, by logarithm if it is drawn so: what is there and a margin."""
-    low, high = bounds(view, axis, log, shown)
+def shown_range(
+    view: StudyView, axis: Axis, log: bool, shown: Numbers, beside: Sequence[float] = ()
+) -> tuple[float, float]:
+    """From where to where an axis is shown, by logarithm if it is drawn so: what is there and `beside` it, and a margin."""
+    ends = [*bounds(view, axis, log, shown), *(drawn(axis, value, log) for value in beside)]
+    low, high = min(ends), max(ends)
     if log:
         low, high = math.log10(max(low, 1e-300)), math.log10(max(high, 1e-300))
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5

@@ -174,6 +174,16 @@ def test_intervals_are_bars_and_chances_are_told(view):
     assert "chance of 75 %" in trace["hovertext"][at] and "error_x" not in trace
 
 
+def test_there_is_room_for_the_intervals_of_the_front_that_is_shown(view):
+    best = max(view.front, key=lambda point: point.values["quality"])
+    doubt = Doubt(intervals={"quality": {best.number: (0.0, 3.0)}})
+    low, high = front_chart.front(view, scene=Scene(doubt=doubt))["layout"]["yaxis"]["range"]
+    assert low <= 0 and high >= 3
+    others = view.measured[view.measured != best.number]
+    without = front_chart.front(view, scene=Scene(doubt=doubt, shown=others))["layout"]["yaxis"]["range"]
+    assert without[1] < 3
+
+
 def test_a_crowd_is_packed_and_leaves_out_who_has_a_mark(view, monkeypatch):
     monkeypatch.setattr(scene, "MANY", 10)
     figure = well_formed(front_chart.front(view))
