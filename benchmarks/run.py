@@ -3,11 +3,14 @@
 from benchmarks import (
     asking,
     command_line,
+    dashboard,
+    deciding,
     driver,
     early_stopping,
     kernels_cpu,
     long_recall,
     mixers_cpu,
+    orchestration,
     proxies,
     recall_by_state,
     sparsity_cpu,
@@ -26,6 +29,7 @@ def main() -> None:
         stacked_cpu,
         driver,
         asking,
+        deciding,
         early_stopping,
         proxies,
         whole_vocabulary,
@@ -33,6 +37,8 @@ def main() -> None:
         recall_by_state,
         sparsity_cpu,
         long_recall,
+        orchestration,
+        dashboard,
     ):
         print(f"\n{module.__name__}: {module.__doc__}", flush=True)
         module.main()
