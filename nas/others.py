@@ -47,6 +47,8 @@ class Others:
         claims = self.store.claimed_repeats(self.study)
         return {(number, seed) for number, seed, driver in claims if driver != self.lease.driver_id}
 
-    def claim_repeat(self, number: int, seed: int) -> bool:
-        """Take a further seed, unless another driver was quicker."""
-        return self.lease.exclusive or self.store.claim_repeat(self.study, number, seed, self.lease)
+    def claim_repeat(self, number: int, seed: int, *, most: int) -> bool:
+        """Take a further seed, unless another driver was quicker, with this one or with the last of `most`."""
+        return self.lease.exclusive or self.store.claim_repeat(
+            self.study, number, seed, self.lease, most=most
+        )

@@ -107,6 +107,8 @@ class Repeats:
     others: Others
     keep: Callable[[TrialRecord], None]
     """Remembers a trial as it then is."""
+    follow: Callable[[], None]
+    """Takes in what other drivers did."""
     tell: Callable[[TrialRecord, ResultRecord], None]
     """Told of each that ended, with the trial as it then is."""
     note: Callable[[str], None]
@@ -119,8 +121,9 @@ class Repeats:
         repeat = self._next(list(trials.values()))
         if repeat is None:
             return False
-        if not self.others.claim_repeat(repeat.number, repeat.seed):
-            self._reread(repeat.number)
+        if not self.others.claim_repeat(repeat.number, repeat.seed, most=self.plan.config.most_repeats):
+            # Whoever was quicker may have been so with another trial.
+            self.follow()
             return True
         layout = from_json(trials[repeat.number].layout.layers)
         known = self.store.find_result(self.plan.evaluation_key(layout, repeat.seed))
@@ -165,10 +168,7 @@ class Repeats:
         layout = from_json(trials[repeat.number].layout.layers)
         key = self.plan.evaluation_key(layout, repeat.seed)
         self.store.add_repeat(self.study, repeat.number, key, result)
-        self.tell(self._reread(repeat.number), result)
-
-    def _reread(self, number: int) -> TrialRecord:
-        trial = self.store.trial(self.study, number)
+        trial = self.store.trial(self.study, repeat.number)
         assert trial is not None
         self.keep(trial)
-        return trial
+        self.tell(trial, result)

@@ -77,7 +77,7 @@ class Search:
         heeding = self.stopping.heeding(lambda: self.watcher.stopping(self._busy()))
         with writer as self.lease:
             self.others = Others(self.store, self.study, self.lease)
-            told = self.memory.keep, self.watcher.repeated, self.watcher.note
+            told = self.memory.keep, self._follow, self.watcher.repeated, self.watcher.note
             self.repeats = Repeats(self.plan, self.store, self.study, self.pool, self.others, *told)
             with heeding:
                 try:

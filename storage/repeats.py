@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, select
+from sqlalchemy import Connection, Select, delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage import points
@@ -11,7 +11,7 @@ from storage.errors import StorageError
 from storage.events import add_events
 from storage.records import ResultRecord, StudyRecord
 from storage.results import RESULT_COLUMNS, result_of
-from storage.tables import RepeatClaimRow, RepeatRow, ResultRow, TrialRow
+from storage.tables import RepeatClaimRow, RepeatRow, ResultRow, StudyRow, TrialRow
 
 _COLUMNS = tuple(getattr(RepeatRow, name) for name in RESULT_COLUMNS)
 
@@ -74,20 +74,35 @@ def read_repeat(connection: Connection, evaluation_key: str) -> ResultRecord | N
     return None if row is None else result_of(row)
 
 
-def claim_repeat(connection: Connection, study: StudyRecord, number: int, seed: int, driver_id: int) -> bool:
-    """Takes a further seed of a trial for a driver; False where another driver has it, or its result is there."""
+def claim_repeat(
+    connection: Connection, study: StudyRecord, number: int, seed: int, driver_id: int, *, most: int
+) -> bool:
+    """Takes a further seed of a trial for a driver; False where another driver has it, its result is there, or the study
+    has as many as `most`, those that are claimed among them."""
+    # The study's row is held until the commit, so that two drivers cannot both take the last one.
+    held_study = select(StudyRow.id).where(StudyRow.id == study.id).with_for_update(key_share=True)
+    connection.execute(held_study)
     wanted = select(TrialRow.id).where(TrialRow.study_id == study.id, TrialRow.number == number)
     trial_id = connection.execute(wanted.with_for_update(key_share=True)).scalar_one()
     there = select(RepeatRow.seed).where(RepeatRow.trial_id == trial_id, RepeatRow.seed == seed)
     if connection.execute(there).first() is not None:
         return False
     claim = {"trial_id": trial_id, "seed": seed}
-    dialect_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    connection.execute(
-        dialect_insert(RepeatClaimRow).values(**claim, driver_id=driver_id).on_conflict_do_nothing()
+    owner = connection.execute(select(RepeatClaimRow.driver_id).filter_by(**claim)).scalar()
+    if owner is not None or connection.execute(_count(study)).scalar_one() >= most:
+        return owner == driver_id
+    connection.execute(insert(RepeatClaimRow).values(**claim, driver_id=driver_id))
+    return True
+
+
+def _count(study: StudyRecord) -> Select[Any]:
+    """How many further seeds a study has, with those that are claimed: in one look, since a result takes its claim's place."""
+    mine = select(TrialRow.id).where(TrialRow.study_id == study.id)
+    done, claimed = (
+        select(func.count()).select_from(row).where(row.trial_id.in_(mine)).scalar_subquery()
+        for row in (RepeatRow, RepeatClaimRow)
     )
-    owner = select(RepeatClaimRow.driver_id).filter_by(**claim)
-    return connection.execute(owner).scalar() == driver_id
+    return select(done + claimed)
 
 
 def read_claims(connection: Connection, study: StudyRecord) -> list[tuple[int, int, int]]:

@@ -209,10 +209,10 @@ class Store:
             trial = self.trial(study, number)
             return (trial is not None and any(one.seed == result.seed for one in trial.repeats)) or commit()
 
-    def claim_repeat(self, study: StudyRecord, number: int, seed: int, lease: Lease) -> bool:
-        """Takes a further seed of a trial; False where another driver has it, or its result is there."""
+    def claim_repeat(self, study: StudyRecord, number: int, seed: int, lease: Lease, *, most: int) -> bool:
+        """Takes a further seed; False where another driver has it, its result is there, or the study has `most`."""
         with self._database.writing() as connection:
-            return repeats.claim_repeat(connection, study, number, seed, lease.driver_id)
+            return repeats.claim_repeat(connection, study, number, seed, lease.driver_id, most=most)
 
     def claimed_repeats(self, study: StudyRecord) -> list[tuple[int, int, int]]:
         """Trial, seed and driver of every further seed that is being trained."""

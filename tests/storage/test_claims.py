@@ -240,18 +240,66 @@ def test_a_further_seed_is_claimed_once_until_it_is_there_or_its_driver_gone(sto
         other = rival(store, study)
         store.open_trial(study, build.trial(), lease, most=9)
         store.finish_trial(study, 0, 1, build.result)
-        assert store.claim_repeat(study, 0, 7, lease) and store.claim_repeat(study, 0, 7, lease)
-        assert not store.claim_repeat(study, 0, 7, other)
-        assert store.claim_repeat(study, 0, 8, other)
+        assert store.claim_repeat(study, 0, 7, lease, most=9) and store.claim_repeat(
+            study, 0, 7, lease, most=9
+        )
+        assert not store.claim_repeat(study, 0, 7, other, most=9)
+        assert store.claim_repeat(study, 0, 8, other, most=9)
         assert store.claimed_repeats(study) == [(0, 7, lease.driver_id), (0, 8, other.driver_id)]
         assert store.add_repeat(study, 0, "seven", replace(build.result, seed=7))
-        assert not store.claim_repeat(study, 0, 7, other)
+        assert not store.claim_repeat(study, 0, 7, other, most=9)
         silence(store, other)
         store.requeue_abandoned(study)
         assert store.claimed_repeats(study) == []
-        assert store.claim_repeat(study, 0, 8, lease)
+        assert store.claim_repeat(study, 0, 8, lease, most=9)
     with store._database.reading() as connection:
         assert connection.execute(select(func.count()).select_from(RepeatClaimRow)).scalar() == 0
+
+
+def test_further_seeds_are_claimed_up_to_their_number(store: Store, build) -> None:
+    study = build.study(store)
+    with store.writer(study) as lease:
+        other = rival(store, study)
+        for number in range(2):
+            store.open_trial(study, build.trial(number), lease, most=9)
+            store.finish_trial(study, number, 1, build.result)
+        assert store.claim_repeat(study, 0, 7, lease, most=2) and store.claim_repeat(
+            study, 1, 7, other, most=2
+        )
+        assert not store.claim_repeat(study, 1, 8, lease, most=2)
+        assert store.claim_repeat(study, 0, 7, lease, most=2)  # its own stays its own
+        store.add_repeat(study, 0, "seven", replace(build.result, seed=7))
+        assert not store.claim_repeat(study, 1, 8, lease, most=2)
+        assert not store.claim_repeat(study, 1, 8, other, most=2)
+        silence(store, other)
+        store.requeue_abandoned(study)
+        assert store.claim_repeat(study, 1, 8, lease, most=2)
+        assert not store.claim_repeat(study, 0, 8, lease, most=2)
+
+
+def test_drivers_at_the_same_moment_claim_no_more_further_seeds_than_there_are_to_be(server, build) -> None:
+    with Store.open(server.new_database()) as store:
+        study = build.study(store)
+        with store.writer(study) as lease:
+            for number in range(4):
+                store.open_trial(study, build.trial(number), lease, most=9)
+                store.finish_trial(study, number, 1, build.result)
+        leases = [rival(store, study) for _ in range(4)]
+        ready = threading.Barrier(len(leases))
+
+        def take(place: int) -> None:
+            for most in range(1, 21):
+                ready.wait()  # no two want the same, and there is room for one more
+                store.claim_repeat(study, place, most, leases[place], most=most)
+
+        threads = [threading.Thread(target=take, args=(place,)) for place in range(len(leases))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [seed for _, seed, _ in sorted(store.claimed_repeats(study), key=lambda claim: claim[1])] == [
+            *range(1, 21)
+        ]
 
 
 def test_what_changed_is_told_from_the_last_event_on(store: Store, build) -> None:
