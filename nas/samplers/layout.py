@@ -24,6 +24,9 @@ from search_space.space import Space
 STARTS = 10
 BOLD_EVERY, DOUBT = 3, 2.5
 """One proposal in so many takes the guesses for so many times as unsure: who always trusts them stays beside what is known."""
+VEILED_EVERY, VEILED_UNTIL = 2, 200
+"""One proposal in so many, before so many trials have finished, guesses what is known as well. A gain where a known cost is
+low reaches over all that costs more, so that who goes by known costs alone leaves the dear end for later."""
 
 
 class LayoutSampler(RelativeSampler):
@@ -62,7 +65,7 @@ class LayoutSampler(RelativeSampler):
 
     def _forget(self) -> None:
         super()._forget()
-        self._proposer: tuple[Any, Proposer] | None = None
+        self._proposers: dict[bool, tuple[Any, Proposer]] = {}
 
     def propose(self, choices: Choices, signs: tuple[float, ...], history: History) -> Key | None:
         """What is expected to add most, among all of a small space or what an inner search found in a large one."""
@@ -72,7 +75,8 @@ class LayoutSampler(RelativeSampler):
             return spread(choices, seen, rng)
         running = history.running if self.batch_aware else ()
         doubt = DOUBT if len(seen) % BOLD_EVERY == 0 else 1.0
-        proposer = self._proposer_of(choices, signs)
+        veiled = len(seen) % VEILED_EVERY == 0 and len(history.finished) < VEILED_UNTIL
+        proposer = self._proposer_of(choices, signs, veiled)
         keys, gains = proposer.weigh(history.finished, history.values, running, history.beside, doubt)
         for place in np.argsort(-gains, kind="stable"):
             if keys[place] not in seen:
@@ -81,11 +85,16 @@ class LayoutSampler(RelativeSampler):
             return next((key for key in proposer.all.keys if key not in seen), None)
         return spread(choices, seen, rng)
 
-    def _proposer_of(self, choices: Choices, signs: tuple[float, ...]) -> Proposer:
+    def _proposer_of(self, choices: Choices, signs: tuple[float, ...], veiled: bool) -> Proposer:
+        known = self._known_of(choices)
+        veiled = veiled and known is not None
         of = (id(choices), signs, self.seed)
-        if self._proposer is None or self._proposer[0] != of:
-            self._proposer = (of, Proposer(choices, Costs(self._known_of(choices), signs), self.seed))
-        return self._proposer[1]
+        if veiled not in self._proposers or self._proposers[veiled][0] != of:
+            self._proposers[veiled] = (
+                of,
+                Proposer(choices, Costs(None if veiled else known, signs), self.seed),
+            )
+        return self._proposers[veiled][1]
 
     def _known_of(self, choices: Choices) -> Callable[[Key], Row] | None:
         known, known_layout, layouts = self.known, self.known_layout, self._layouts

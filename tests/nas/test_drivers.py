@@ -35,6 +35,7 @@ LONG: dict[str, Any] = {
     "tasks": {"mqar": {"steps": 900, "batch": 8, "learning_rates": [0.01]}},
     "trials": 3,
 }
+STILL: dict[str, Any] = {**LONG, "tasks": {"mqar": {"steps": 400, "batch": 8, "learning_rates": [0.01]}}}
 START = "import sys; from nas.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 # A process that has imported all forks a driver, kills it while it trains, and so on; the last one may finish.
@@ -275,12 +276,12 @@ def test_fault_15_two_drivers_on_a_server_share_a_study(begin: Begin, server_url
 
 @pytest.mark.slow
 def test_fault_07_a_driver_that_stood_still_finds_its_trial_taken_over(begin: Begin, server_url: str) -> None:
-    first = begin(server_url, LONG)
+    first = begin(server_url, STILL)
     until(lambda: bool(running(server_url)))
     os.kill(first.pid, signal.SIGSTOP)
     number = running(server_url)[0]
     try:
-        ended(begin(server_url, LONG))
+        ended(begin(server_url, STILL))
         taken_over = trials_of(server_url)[number]
         assert (taken_over.state, taken_over.attempts) == ("done", 2)
     finally:
