@@ -25,6 +25,7 @@ from optuna.samplers import (
 )
 
 from benchmarks.search_problems import Params, Problem
+from nas.samplers.choices import Choices
 from nas.samplers.encoding import Encoding, Key
 from nas.samplers.layout import LayoutSampler
 from nas.samplers.proposer import Numbers, Proposer
@@ -184,30 +185,45 @@ class Sure(Proposer):
         return super().weigh(keys, values, running, beside, 0.0)
 
 
-class WithoutPairs(LayoutSampler):
+class Changed(LayoutSampler):
+    """Ours, each of whose proposers is changed by a rule."""
+
+    _changed: tuple[tuple[Proposer, Proposer], ...] = ()
+
+    def _proposer_of(self, choices: Choices, signs: tuple[float, ...], veiled: bool) -> Proposer:
+        made = super()._proposer_of(choices, signs, veiled)
+        for before, after in self._changed:
+            if before is made:
+                return after
+        self._changed = (*self._changed, (made, self._change(made)))
+        return self._changed[-1][1]
+
+    def _change(self, made: Proposer) -> Proposer:
+        raise NotImplementedError
+
+
+class WithoutPairs(Changed):
     """Ours, told of each answer alone."""
 
-    _changed: tuple[Proposer, Proposer] | None = None
-
-    def _proposer_of(self, *about: Any) -> Proposer:
-        made = super()._proposer_of(*about)
-        if self._changed is None or self._changed[0] is not made:
-            choices = copy.copy(made.choices)
-            choices.encoding = Unordered(made.choices.encoding.distributions)
-            self._changed = made, Proposer(choices, made.costs, made.seed)
-        return self._changed[1]
+    def _change(self, made: Proposer) -> Proposer:
+        choices = copy.copy(made.choices)
+        choices.encoding = Unordered(made.choices.encoding.distributions)
+        return Proposer(choices, made.costs, made.seed)
 
 
-class WithoutDoubt(LayoutSampler):
+class WithoutDoubt(Changed):
     """Ours, that goes by the likeliest values alone."""
 
-    _changed: tuple[Proposer, Proposer] | None = None
+    def _change(self, made: Proposer) -> Proposer:
+        return Sure(made.choices, made.costs, made.seed)
 
-    def _proposer_of(self, *about: Any) -> Proposer:
-        made = super()._proposer_of(*about)
-        if self._changed is None or self._changed[0] is not made:
-            self._changed = made, Sure(made.choices, made.costs, made.seed)
-        return self._changed[1]
+
+class WithoutVeil(LayoutSampler):
+    """Ours, that always goes by the costs it knows."""
+
+    def _proposer_of(self, choices: Choices, signs: tuple[float, ...], veiled: bool) -> Proposer:
+        del veiled
+        return super()._proposer_of(choices, signs, False)
 
 
 def _ours(problem: Problem, seed: int, batch: int) -> Driver:
@@ -228,6 +244,11 @@ def _ours_without_pairs(problem: Problem, seed: int, batch: int) -> Driver:
 def _ours_without_doubt(problem: Problem, seed: int, batch: int) -> Driver:
     del batch
     return OptunaDriver(problem, WithoutDoubt(problem.known, space=problem.space, seed=seed))
+
+
+def _ours_without_veil(problem: Problem, seed: int, batch: int) -> Driver:
+    del batch
+    return OptunaDriver(problem, WithoutVeil(problem.known, space=problem.space, seed=seed))
 
 
 def _optuna(make: Callable[[int, int], BaseSampler], integers: bool = False) -> "Make":
@@ -258,8 +279,9 @@ OURS: dict[str, Make] = {
     "ours_unknown": _ours_unknown,
     "ours_without_pairs": _ours_without_pairs,
     "ours_without_doubt": _ours_without_doubt,
+    "ours_without_veil": _ours_without_veil,
 }
-"""With costs known and, by name, without: known costs, what sequences tell, uncertainty."""
+"""With costs known and, by name, without: known costs, what sequences tell, uncertainty, guesses of known costs."""
 PEERS: dict[str, Make] = {
     "random": _optuna(lambda seed, _: RandomSampler(seed=seed)),
     "qmc": _optuna(lambda seed, _: QMCSampler(seed=seed, scramble=True), integers=True),
@@ -279,6 +301,7 @@ ABOUT = {
     "ours_unknown": "LayoutSampler, nothing known",
     "ours_without_pairs": "LayoutSampler, costs known, without counts and pairs of layers",
     "ours_without_doubt": "LayoutSampler, costs known, without uncertainty",
+    "ours_without_veil": "LayoutSampler, costs known and never guessed",
     "random": "Optuna RandomSampler",
     "qmc": "Optuna QMCSampler, scrambled Sobol points, options as integers",
     "tpe": "Optuna TPESampler",
