@@ -179,7 +179,7 @@ def chosen(snapshot: Snapshot, choice: Choice) -> list[int]:
 
 
 def _study(snapshot: Snapshot) -> StudyAnswer:
-    study, plan = snapshot.study, facts.planned(snapshot.study)
+    study, plan = snapshot.study, snapshot.planned
     return StudyAnswer(
         name=study.name,
         path=addresses.api(study.name),

@@ -58,16 +58,6 @@ def shown(value: Any) -> Any:
     return redacted(value) if isinstance(value, str) and "://" in value else value
 
 
-def planned(study: StudyRecord) -> int | None:
-    """How many trials the study is meant to have, where its configuration says so."""
-    search = study.config.get("search")
-    for place in (study.config, search if isinstance(search, Mapping) else {}):
-        trials = place.get("trials")
-        if isinstance(trials, int) and not isinstance(trials, bool):
-            return trials
-    return None
-
-
 def state(counts: Mapping[State, int], plan: int | None) -> str:
     """What a study is doing: empty, running, finished or stopped."""
     ended = sum(n for name, n in counts.items() if name not in ("waiting", "running"))

@@ -167,7 +167,7 @@ def front_page(desk: Desk, segment: str, choice: Choice) -> FrontPage:
         done = store.trials(study, states=DONE, limit=4)
     view, name = snapshot.view, study.name
     across, up, _ = choose_axes(study.axes, choice.x, choice.y, choice.third)
-    plan = facts.planned(study)
+    plan = snapshot.planned
     ended = snapshot.total - snapshot.counts["waiting"] - snapshot.counts["running"] - snapshot.unread
     rows = selection.listed(snapshot, choice)
     pages = max(1, -(-len(rows) // PAGE_ROWS))

@@ -19,6 +19,8 @@ from storage.store import Store
 AT_ONCE = 4000
 """So many trials are read while a page waits; more are read beside it, and the page says how far that is."""
 PORTION = 2000
+PLANNED = "search_planned"
+"""The kind of event with which a search says how many trials it is to make."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Snapshot:
     neighbours: Mapping[tuple[int, ...], Sequence[int]]
     """Numbers of trials by their layers, each as a place among `layers`."""
     layer_kinds: Sequence[Mapping[str, Any]]
+    planned: int | None = None
+    """How many trials the last search of it was to make; None where none said."""
     unread: int = 0
     """Trials that are there and not read yet."""
 
@@ -117,6 +121,8 @@ class Memory:
         self._counts: Counter[State] = Counter()
         self._known: Snapshot | None = None
         self._version: int | None = None
+        self._planned: int | None = None
+        self._asked = 0
         self._reading: threading.Thread | None = None
 
     def snapshot(self, store: Store) -> Snapshot:
@@ -124,6 +130,10 @@ class Memory:
         with self._lock:
             begun = self._version is not None
             last, changed = store.changed_trials(self._study, self._version)
+            if last > self._asked:
+                for event in store.last_events(self._study, {PLANNED}, self._asked, 1):
+                    self._planned = planned_in(event.payload)
+                self._asked = last
             if not begun:
                 changed = list(range(_count(store, self._study)))
             unread = 0
@@ -222,7 +232,14 @@ class Memory:
             origins=list(self._origins),
             neighbours=self._by_layers,
             layer_kinds=self._layers,
+            planned=self._planned,
         )
+
+
+def planned_in(payload: Mapping[str, Any]) -> int | None:
+    """How many trials an event says that a study is to have; None where it says no number."""
+    trials = payload.get("trials")
+    return trials if isinstance(trials, int) and not isinstance(trials, bool) else None
 
 
 class Library:

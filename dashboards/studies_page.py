@@ -176,7 +176,7 @@ def _table(found: Sequence[Snapshot], *, boxes: bool) -> Table:
 
 def _row(one: Snapshot, *, boxes: bool) -> Row:
     study, view = one.study, one.view
-    plan, total = facts.planned(study), one.total
+    plan, total = one.planned, one.total
     state = facts.state(one.counts, plan)
     best = view.front[0] if len(view.measured) else None
     words = []

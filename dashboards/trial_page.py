@@ -69,6 +69,7 @@ class TrialPage(Page):
     scores: Table
     scores_source: str
     rungs: Table
+    attempts: Table
     curves: Table
     curves_source: str
     changes: Table
@@ -82,6 +83,8 @@ def trial_page(desk: Desk, segment: str, number: int, wanted: Deployment) -> Tri
     """One layout of a study, or Missing; ValueError where it cannot be priced as wanted."""
     with desk.study(segment) as (store, study):
         trial = find_trial(store, study, number)
+        again = trial.attempts > 1 or trial.state in ("unfit", "lost", "quarantined")
+        told = store.last_events(study, set(trial_tables.FAILED), 0, trial_tables.MOST_TOLD) if again else ()
         snapshot = desk.library.snapshot(store, study)
         shown_url = store.shown_url
     view, name = snapshot.view, study.name
@@ -123,6 +126,7 @@ def trial_page(desk: Desk, segment: str, number: int, wanted: Deployment) -> Tri
         scores=trial_tables.scores(snapshot, trial),
         scores_source=addresses.figure(name, "scores") + figure,
         rungs=trial_tables.rungs(trial),
+        attempts=trial_tables.attempts(told, trial),
         curves=trial_tables.curves(trial),
         curves_source=addresses.figure(name, "curves") + figure,
         changes=trial_tables.changes(snapshot, near.one_change(snapshot, number)),

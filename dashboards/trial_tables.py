@@ -1,5 +1,6 @@
 """The tables of one layout's page: costs by layer, scores beside known layouts, rungs, curves, and single changes."""
 
+import time
 from collections.abc import Mapping, Sequence
 
 from dashboards import addresses, quantities, strips
@@ -9,7 +10,7 @@ from dashboards.near import Change
 from dashboards.tables import Column, Entry, Row, Table, value_entry
 from dashboards.trial_charts import curves_by_seed
 from dashboards.view import StudyView, kind_of
-from storage.records import TrialRecord
+from storage.records import EventRecord, TrialRecord
 
 
 def layers(view: StudyView, trial: TrialRecord, price: NetworkPrice | None) -> Table:
@@ -106,6 +107,38 @@ def rungs(trial: TrialRecord) -> Table:
     titles = ("rung", "seed", "quality", "scores", "steps", "tokens", "worker time")
     columns = tuple(Column(title=title, numeric=title != "scores") for title in titles)
     return Table(caption="Rungs and seeds", columns=columns, rows=tuple(rows))
+
+
+FAILED = {
+    "trial_requeued": "put back",
+    "trial_unfit": "unfit",
+    "trial_lost": "given up",
+    "trial_quarantined": "set aside",
+    "trial_retried": "tried again on demand",
+    "late_result_rejected": "came too late",
+}
+"""What became of attempts that brought no result, by the kind of event that tells of it."""
+MOST_TOLD = 5000
+"""Such events of a study that are looked through for a trial's own, the newest."""
+
+
+def attempts(told: Sequence[EventRecord], trial: TrialRecord) -> Table:
+    """Every attempt at a trial that brought no result: what became of it, why and when."""
+    rows = []
+    for event in told:
+        if event.payload.get("trial") != trial.number:
+            continue
+        attempt = event.payload.get("attempt")
+        entries = (
+            Entry(text="–" if attempt is None else str(attempt), sort=event.seq),
+            Entry(text=FAILED[event.kind]),
+            Entry(text=str(event.payload.get("why") or "–")),
+            Entry(text=quantities.age(time.time() - event.at), sort=event.at),
+        )
+        rows.append(Row(entries=entries))
+    titles = ("attempt", "became", "why", "when")
+    columns = tuple(Column(title=title, numeric=title in ("attempt", "when")) for title in titles)
+    return Table(caption="Attempts that brought no result", columns=columns, rows=tuple(rows))
 
 
 def curves(trial: TrialRecord) -> Table:

@@ -79,9 +79,12 @@ class Search:
             self.others = Others(self.store, self.study, self.lease)
             told = self.memory.keep, self._follow, self.watcher.repeated, self.watcher.note
             self.repeats = Repeats(self.plan, self.store, self.study, self.pool, self.others, *told)
+            self.store.log(self.study, "search_planned", {"trials": self.plan.config.trials})
             with heeding:
                 try:
                     exhausted = self._loop()
+                    if exhausted:  # the space holds no more
+                        self.store.log(self.study, "search_planned", {"trials": len(self.memory.trials)})
                     self._close_rungs()
                     self._check_front()
                 except (Stopped, KeyboardInterrupt, SystemError) as error:

@@ -1,14 +1,18 @@
 """Rows of events: what happened, in an order that a reader can resume from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, Select, insert, select, text
 
 from storage.engine import ADVISORY_SPACE, EVENTS_LOCK
 from storage.plain import plain, storable
 from storage.records import EventRecord
 from storage.tables import EventRow, StudyRow, epoch_now
+
+_EVENTS = select(
+    EventRow.seq, EventRow.at, StudyRow.name.label("study"), EventRow.kind, EventRow.payload
+).join(StudyRow, EventRow.study_id == StudyRow.id, isouter=True)
 
 
 def add_events(
@@ -39,15 +43,25 @@ def add_events(
 
 def read_events(connection: Connection, study_id: int | None, after: int, limit: int) -> list[EventRecord]:
     """Events in order, after a number, of one study or of all."""
-    wanted = (
-        select(EventRow.seq, EventRow.at, StudyRow.name.label("study"), EventRow.kind, EventRow.payload)
-        .join(StudyRow, EventRow.study_id == StudyRow.id, isouter=True)
-        .where(EventRow.seq > after)
-        .order_by(EventRow.seq)
-        .limit(limit)
-    )
+    wanted = _EVENTS.where(EventRow.seq > after).order_by(EventRow.seq).limit(limit)
     if study_id is not None:
         wanted = wanted.where(EventRow.study_id == study_id)
+    return _records(connection, wanted)
+
+
+def read_last_events(
+    connection: Connection, study_id: int, kinds: Collection[str], after: int, most: int
+) -> list[EventRecord]:
+    """The last events of some kinds, in order, of those after a number."""
+    wanted = (
+        _EVENTS.where(EventRow.study_id == study_id, EventRow.seq > after, EventRow.kind.in_(kinds))
+        .order_by(EventRow.seq.desc())
+        .limit(most)
+    )
+    return _records(connection, wanted)[::-1]
+
+
+def _records(connection: Connection, wanted: Select[Any]) -> list[EventRecord]:
     return [
         EventRecord(seq=row.seq, at=row.at, study=row.study, kind=row.kind, payload=row.payload)
         for row in connection.execute(wanted)

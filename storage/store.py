@@ -115,10 +115,8 @@ class Store:
             with self._database.writing() as connection:
                 return studies.insert_study(connection, values)
         except Taken:
-            pass
-        raise StorageError(
-            f"{self.shown_url} has a study {name!r} already: resume that one, or choose another name"
-        )
+            said = f"{self.shown_url} has a study {name!r} already: resume that one, or choose another name"
+            raise StorageError(said) from None
 
     @contextmanager
     def writer(self, study: StudyRecord, *, lease_s: float = LEASE_S) -> Iterator[Lease]:
@@ -386,6 +384,11 @@ class Store:
         """Events in order after a number, of one study or of all: give the last `seq` seen to go on from there."""
         with self._database.reading() as connection:
             return events.read_events(connection, None if study is None else study.id, after, limit)
+
+    def last_events(self, study: StudyRecord, kinds: set[str], after: int, most: int) -> list[EventRecord]:
+        """The last events of some kinds, in order, of those after a number."""
+        with self._database.reading() as connection:
+            return events.read_last_events(connection, study.id, kinds, after, most)
 
     def _has_repeats(self, connection: Connection) -> bool:
         """Whether the tables hold repeats; those of an older version do once a writer has opened them."""

@@ -27,7 +27,6 @@ CONFIG = {
     "proxy": {"width": 48, "length": 48},
     "space": {"mixers": list(FAMILIES), "layers": 4, "constraints": ["kv_bytes<=2GiB"]},
     "tasks": {name: {"steps": 200} for name in ("mqar", "parity", "bytes")},
-    "trials": 48,
     "sampler": "layout",
     "seed": 0,
 }
@@ -167,7 +166,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A database with a filled study, an empty one, and one that an attacker named; tests only read it."""
     address = f"sqlite:///{tmp_path_factory.mktemp('dashboards')}/nas.db"
     with Store.open(address) as store:
-        fill(store, make_study(store, "quick"))
+        quick = make_study(store, "quick")
+        store.log(quick, "search_planned", {"trials": 48})
+        fill(store, quick)
         make_study(store, "empty")
         hostile = make_study(store, HOSTILE)
         end(store, hostile, new_trial(("kda",) * 4, "uniform"), result(("kda",) * 4, random.Random(1)))
@@ -181,6 +182,24 @@ def live_url(tmp_path: Path) -> str:
     with Store.open(address) as store:
         measure(store, make_study(store, "live"), ("kda",) * 4)
     return address
+
+
+@pytest.fixture
+def failed(live_url: str) -> list[int]:
+    """Numbers of two trials of the study "live" that failed twice, the second of which waits for another attempt."""
+    numbers = []
+    with Store.open(live_url) as store:
+        study = store.study("live")
+        assert study is not None
+        for mixers in (("kda", "mla", "kda", "mla"), ("mla", "kda", "mla", "kda")):
+            number = store.add_trial(study, new_trial(mixers, "search")).number
+            attempt = store.start_trial(study, number)
+            store.fail_trial(study, number, attempt, "waiting", f"worker {number} died")
+            attempt = store.start_trial(study, number)
+            store.fail_trial(study, number, attempt, "lost", f"<b>disk</b> {number}")
+            numbers.append(number)
+        store.retry_trials(study, numbers[1:])
+    return numbers
 
 
 @pytest.fixture

@@ -105,6 +105,16 @@ def test_what_is_unchanged_is_not_sent_again(live_url, measured, path):
         assert changed.status_code == 200 and changed.headers["etag"] != first.headers["etag"]
 
 
+def test_attempts_without_a_result_are_told_of_their_own_trial(live_url, failed):
+    client = TestClient(create_app(live_url, token=TOKEN), base_url="http://127.0.0.1", headers=KEY)
+    once, twice, again = (client.get(f"/studies/live/trials/{number}").text for number in (0, *failed))
+    assert "Attempts without a result" not in once
+    for page, number, other in ((twice, *failed), (again, *failed[::-1])):
+        assert f"worker {number} died" in page and f"worker {other} died" not in page
+        assert page.index("put back") < page.index("given up") and f"&lt;b&gt;disk&lt;/b&gt; {number}" in page
+    assert "tried again on demand" in again and "tried again on demand" not in twice
+
+
 def test_trials_are_paged_filtered_and_sorted_by_the_server(client):
     page = client.get("/api/v1/studies/quick/trials", params={"offset": 5, "limit": 3}).json()
     assert [t["number"] for t in page["trials"]] == [5, 6, 7] and page["total"] == 43

@@ -48,6 +48,28 @@ def test_what_is_remembered_is_what_a_fresh_reading_gives(live_url, measured):
             assert snapshot.total == len(store.trials(store.study("live")))
 
 
+def test_how_many_trials_there_are_to_be_is_what_the_last_search_said(live_url, measured):
+    library = Library(live_url)
+
+    def planned() -> int | None:
+        with Store.open(live_url, read_only=True) as store:
+            return library.snapshot(store, store.study("live")).planned
+
+    def say(payload) -> None:
+        with Store.open(live_url) as store:
+            store.log(store.study("live"), "search_planned", payload)
+
+    assert planned() is None
+    say({"trials": 8})
+    assert planned() == 8
+    measured(live_url, "kda mla kda mla")
+    say({"trials": 2})
+    assert planned() == 2 == planned()
+    for wrong in ({}, {"trials": "many"}, {"trials": True}):
+        say(wrong)
+        assert planned() is None
+
+
 def test_only_what_changed_is_read_again(live_url, measured, monkeypatch):
     library, asked = Library(live_url), []
     real = Store.glances

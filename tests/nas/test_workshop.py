@@ -4,7 +4,9 @@ import json
 import time
 
 import pytest
+from fastapi.testclient import TestClient
 
+from dashboards.app import create_app
 from dashboards.desk import Missing
 from nas.cli.main import main
 from nas.workshop import OwnProcess, doubt, prices
@@ -60,6 +62,31 @@ def test_another_process_prices_and_says_what_it_cannot(tmp_path):
         assert own.price(CONFIG, "kda", [(1024, 1)]) and own._pool is not first
     finally:
         own.close()
+
+
+def test_a_search_that_came_to_its_end_is_finished(run, config_file, url):
+    client = TestClient(
+        create_app(url, token="t"), base_url="http://127.0.0.1", headers={"Authorization": "Bearer t"}
+    )
+
+    def told() -> tuple[str, int, int]:
+        answer = client.get("/api/v1/studies/tiny").json()["study"]
+        return answer["state"], sum(answer["counts"].values()), answer["planned"]
+
+    search = (
+        "search",
+        "--config",
+        config_file({"repeats": 0, "space": {"layers": 2, "mixers": ["full", "window"], "settings": {}}}),
+        "--storage",
+        url,
+    )
+    run(*search, "--trials", 2)
+    assert told() == ("finished", 2, 2)
+    run(*search, "--trials", 3)
+    assert told() == ("finished", 3, 3)
+    run(*search, "--trials", 10_000)
+    state, there, planned = told()  # of a space that holds fewer
+    assert state == "finished" and there == planned < 10_000
 
 
 def test_reasons_come_when_they_are_worked_out(run, config_file, url):
