@@ -25,7 +25,7 @@ from dashboards.app import create_app
 from storage.records import ResultRecord
 from storage.store import Store
 
-TRIALS, NEW, REPETITIONS = 100_000, 100, 9
+TRIALS, NEW, REPETITIONS, STARTS = 100_000, 100, 9, 5
 TOKEN = "a-token-of-the-benchmark"
 CHROMIUM = "/usr/bin/chromium"
 SERVER = (
@@ -158,16 +158,23 @@ def answered(address: str) -> None:
             time.sleep(0.005)
 
 
+def started(url: str, port: int) -> float:
+    """Seconds from the start of a server's process to its first answer."""
+    began = time.perf_counter()
+    with serving(url, port) as base:
+        answered(base)
+        return round(time.perf_counter() - began, 2)
+
+
 def in_the_browser(url: str, port: int) -> dict[str, Any]:
     """From the click to the drawn front, and from new trials to their marks, as a page's own clock has it."""
     from playwright.sync_api import sync_playwright
 
     drawn = "document.querySelector('[data-chart=front]')?.dataset.state === 'drawn'"
     points = "document.querySelector('[data-chart=front]').data.find(t => t.type === 'scattergl').x.length"
-    began = time.perf_counter()
+    starts = [started(url, port) for _ in range(STARTS)]
     with serving(url, port) as base, sync_playwright() as driver:
         answered(base)
-        start_s = round(time.perf_counter() - began, 2)
         browser = driver.chromium.launch(
             executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
         )
@@ -201,7 +208,8 @@ def in_the_browser(url: str, port: int) -> dict[str, Any]:
         after = page.evaluate(points)
         browser.close()
     return {
-        "server_answers_after_s": start_s,
+        "server_answers_after_s": statistics.median(starts),
+        "slowest_start_s": max(starts),
         "first_view_s": views[0],
         "view_s": statistics.median(views),
         "crowd_before": before,
