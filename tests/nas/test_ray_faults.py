@@ -132,50 +132,27 @@ def test_fault_08_the_host_out_of_memory_costs_one_attempt(search: Callable[...,
     assert sorted(trial.attempts for trial in trials) == [1, 1, 2]
 
 
+ASLEEP = """
+    if first():
+        time.sleep(600)
+"""
+# A cluster whose only node is pulled away under a trial, and another one in its place; the search is a process beside it.
 NODE = """
-import os, sys, time
+import os, subprocess, sys, time
 from ray.cluster_utils import Cluster
-from nas.workers import ray_pool
 
+script, mark, *command = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 node = cluster.add_node(num_cpus=1)
-mark = sys.argv[1]
-
-def wait(job, text, far):
-    open(mark, "w").close()
-    time.sleep(600)
-
-def tell(job, text, far):
-    from trainers.outcome import Unfit
-    return Unfit(why="well")
-
-class Job:
-    time_limit_s = None
-    class budget:
-        tasks = ()
-
-def ended():
-    while (done := pool.next_done(1.0)) is None:
-        pass
-    return type(done[1]).__name__ + ": " + done[1].why
-
-ray_pool.work = wait
-pool = ray_pool.RayPool(4, cluster.address)
-print(pool.capacity, file=sys.stderr)
-pool.submit(0, Job())
-while not os.path.exists(mark):
+search = subprocess.Popen([sys.executable, "-c", script, mark, *command, "--ray-address", cluster.address])
+while not os.path.exists(mark) and search.poll() is None:
     time.sleep(0.1)
 cluster.remove_node(node, allow_graceful=False)
-print(ended(), file=sys.stderr)
-cluster.add_node(num_cpus=2)
-pool.task = ray_pool.ray.remote(num_cpus=1, max_retries=0)(tell)
-ray_pool.COUNT_S = 0.0
-while pool.capacity < 2:
-    time.sleep(0.5)
-pool.submit(1, Job())
-print(ended(), file=sys.stderr)
-pool.stop()
+time.sleep(1.0)
+cluster.add_node(num_cpus=1)
+code = search.wait()
 cluster.shutdown()
+sys.exit(code)
 """
 
 
@@ -191,10 +168,23 @@ def mark(marked: Callable[[str], list[int]], tmp_path: Path) -> Iterator[dict[st
 
 
 def test_fault_06_a_lost_node_costs_an_attempt_and_a_new_one_is_used(
-    start: Callable[..., subprocess.Popen[str]], mark: dict[str, str], tmp_path: Path
+    start: Callable[..., subprocess.Popen[str]],
+    config_file: Callable[..., str],
+    url: str,
+    mark: dict[str, str],
+    tmp_path: Path,
 ) -> None:
-    process = start("-c", NODE, str(tmp_path / "mark"), RAY_AUTH_MODE="disabled", **mark)
+    process = start(
+        "-c", NODE, SABOTAGE.format(body=ASLEEP), str(tmp_path / "mark"),
+        "search", "--config", config_file({"trials": 3}), "--storage", url, "--json",
+        RAY_AUTH_MODE="disabled", **mark,
+    )  # fmt: skip
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    said = [line for line in err.splitlines() if line.startswith(("1", "Lost", "Unfit"))]
-    assert said[0] == "1" and said[1].startswith("Lost: ") and said[2:] == ["Unfit: well"], err
+    with Store.open(url, read_only=True) as store:
+        study = store.study("tiny")
+        assert study is not None
+        trials, told = store.trials(study), store.last_events(study, {"trial_requeued"}, 0, 9)
+    assert [(trial.state, len(trial.results)) for trial in trials] == [("done", 1)] * 3
+    assert sorted(trial.attempts for trial in trials) == [1, 1, 2]
+    assert len(told) == 1 and "node" in told[0].payload["why"], told
