@@ -277,6 +277,26 @@ def test_a_database_that_another_search_is_writing_to(
     assert run(*arguments, "--trials", 2).code == 0
 
 
+def test_the_same_text_may_lie_elsewhere_when_a_study_goes_on(
+    run: Run, refused: Refused, text_config: str, tmp_path: Path, url: str
+) -> None:
+    first, second = tmp_path / "here", tmp_path / "there"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "mine.txt").write_bytes(b"the cat sat on the mat. " * 400)
+    arguments = ("search", "--config", text_config, "--storage", url, "--data")
+    assert run(*arguments, first, "--trials", 1).code == 0
+    assert run(*arguments, second, "--trials", 2).code == 0
+    (second / "more.txt").write_bytes(b"and on the hat. " * 9)
+    corpus.load.cache_clear()
+    err = refused(*arguments, second, "--trials", 3)
+    assert f'data: "{first}", now "{second}"' in err and "data_sha256: " in err
+    (first / "mine.txt").unlink()
+    first.rmdir()
+    gone = refused("search", "--study", "tiny", "--storage", url, "--workers", 1, "--trials", 3)
+    assert str(first) in gone
+
+
 def test_fault_33_configuration_changed_on_resume_is_refused_with_the_difference(
     refused: Refused, run: Run, config_file: Callable[..., str], url: str
 ) -> None:
