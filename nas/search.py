@@ -79,7 +79,8 @@ class Search:
             self.others = Others(self.store, self.study, self.lease)
             told = self.memory.keep, self._follow, self.watcher.repeated, self.watcher.note
             self.repeats = Repeats(self.plan, self.store, self.study, self.pool, self.others, *told)
-            self.store.log(self.study, "search_planned", {"trials": self.plan.config.trials})
+            about = {"trials": self.plan.config.trials, "device": self.book.device_name}
+            self.store.log(self.study, "search_planned", about)
             with heeding:
                 try:
                     exhausted = self._loop()

@@ -196,6 +196,12 @@ def _announce(
     lines.append(f"log      {log_path(config.log_file, config.storage, config.study)}")
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
+    before = store.last_events(known, {"search_planned"}, 0, 1) if known else []
+    other = before[0].payload.get("device") if before else None
+    if known and other not in (None, device) and any("latency" in axis.name for axis in known.axes):
+        say(
+            f"warning: this study's latencies were measured on {other}; those of {device} do not compare with them"
+        )
     left = config.trials - already
     a_trial = _seconds_a_trial(plan, probe) if left > 0 else None
     if left > 0 and a_trial is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nas import prices
 from nas.workers import inline
 from storage.store import Store
 from trainers.evaluate import Job
@@ -295,6 +296,26 @@ def test_the_same_text_may_lie_elsewhere_when_a_study_goes_on(
     first.rmdir()
     gone = refused("search", "--study", "tiny", "--storage", url, "--workers", 1, "--trials", 3)
     assert str(first) in gone
+
+
+@pytest.mark.parametrize("objectives", [["quality", "latency_ms"], ["quality", "kv_bytes"]])
+def test_latencies_of_another_machine_are_not_mixed_without_a_word(
+    run: Run,
+    config_file: Callable[..., str],
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    objectives: list[str],
+) -> None:
+    arguments = ("search", "--config", config_file({"objectives": objectives}), "--storage", url, "--trials")
+    assert "warning" not in run(*arguments, 1).err and "warning" not in run(*arguments, 2).err
+    monkeypatch.setattr(prices, "device_name", lambda _: "cpu: another one")
+    said = run(*arguments, 3)
+    assert said.code == 0
+    told = (
+        "latencies were measured on cpu: " in said.err
+        and "those of cpu: another one do not compare" in said.err
+    )
+    assert told == ("latency_ms" in objectives)
 
 
 def test_fault_33_configuration_changed_on_resume_is_refused_with_the_difference(
