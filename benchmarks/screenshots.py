@@ -1,24 +1,28 @@
-"""Takes the README's three pictures of the dashboard: `python -m benchmarks.screenshots sqlite:///nas.db quick`.
+"""Takes the README's pictures of the dashboard and the report: `python -m benchmarks.screenshots sqlite:///nas.db quick`.
 
 The study may be any; those in the README are of the default search, as `python -m benchmarks.default_search` runs it.
 """
 
 import argparse
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from benchmarks.common import RESULTS
 from dashboards import addresses
 from dashboards.app import create_app
+from nas.cli.main import main as run_command
 from nas.workshop import OwnProcess
 from storage.store import Store
 
 TOKEN = "a-token-of-the-pictures"
 CHROMIUM = "/usr/bin/chromium"
-SIZE = {"width": 1280, "height": 900}
+SIZE, REPORT_SIZE = {"width": 1280, "height": 900}, {"width": 1240, "height": 1010}
 
 
 def shots(url: str, study: str) -> Sequence[tuple[str, str, str]]:
@@ -68,10 +72,26 @@ def take(url: str, study: str, port: int) -> None:
             time.sleep(0.3)
             page.screenshot(path=str(RESULTS / f"dashboard_{name}.png"))
             context.close()
+        _report(browser, url, study)
         browser.close()
     app.state.closing.set()
     server.should_exit = True
     workshop.close()
+
+
+def _report(browser: Any, url: str, study: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "report.html"
+        if code := run_command(["report", "--storage", url, "--study", study, "-o", str(path)]):
+            raise SystemExit(code)
+        context = browser.new_context(viewport=REPORT_SIZE, color_scheme="light")
+        page = context.new_page()
+        page.goto(path.as_uri())
+        while page.evaluate("document.querySelectorAll('.plotly-graph-div, [data-chart]').length") == 0:
+            time.sleep(0.05)
+        time.sleep(2.0)
+        page.screenshot(path=str(RESULTS / "front.png"))
+        context.close()
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dashboards.view import StudyView, values_of, view_of
 from storage.errors import StorageError
+from storage.events import PLANNED
 from storage.glances import Glance, Layers
 from storage.records import STATES, State, StudyRecord
 from storage.store import Store
@@ -19,8 +20,6 @@ from storage.store import Store
 AT_ONCE = 4000
 """So many trials are read while a page waits; more are read beside it, and the page says how far that is."""
 PORTION = 2000
-PLANNED = "search_planned"
-"""The kind of event with which a search says how many trials it is to make."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from nas.watcher import Watcher
 from nas.workers.pool import Pool
 from search_space.cost import at_depth
 from search_space.layout import from_json
+from storage.events import PLANNED
 from storage.records import LayoutRecord, NewTrial, StudyRecord, TrialRecord
 from storage.store import Store
 from trainers.evaluate import Job
@@ -80,12 +81,12 @@ class Search:
             told = self.memory.keep, self._follow, self.watcher.repeated, self.watcher.note
             self.repeats = Repeats(self.plan, self.store, self.study, self.pool, self.others, *told)
             about = {"trials": self.plan.config.trials, "device": self.book.device_name}
-            self.store.log(self.study, "search_planned", about)
+            self.store.log(self.study, PLANNED, about)
             with heeding:
                 try:
                     exhausted = self._loop()
                     if exhausted:  # the space holds no more
-                        self.store.log(self.study, "search_planned", {"trials": len(self.memory.trials)})
+                        self.store.log(self.study, PLANNED, {**about, "trials": len(self.memory.trials)})
                     self._close_rungs()
                     self._check_front()
                 except (Stopped, KeyboardInterrupt, SystemError) as error:

@@ -10,6 +10,8 @@ from storage.plain import plain, storable
 from storage.records import EventRecord
 from storage.tables import EventRow, StudyRow, epoch_now
 
+PLANNED = "search_planned"
+"""The kind of event with which a search says how many trials it is to make, and on which device latencies are measured."""
 _EVENTS = select(
     EventRow.seq, EventRow.at, StudyRow.name.label("study"), EventRow.kind, EventRow.payload
 ).join(StudyRow, EventRow.study_id == StudyRow.id, isouter=True)

@@ -34,6 +34,7 @@ from nas.search import Ending, Search
 from nas.workers.inline import InlinePool
 from nas.workers.pool import Pool, probe_job
 from storage.errors import StorageError
+from storage.events import PLANNED
 from storage.records import StudyRecord, TrialRecord
 from storage.store import Store
 from trainers.evaluate import Job
@@ -196,7 +197,7 @@ def _announce(
     lines.append(f"log      {log_path(config.log_file, config.storage, config.study)}")
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
-    before = store.last_events(known, {"search_planned"}, 0, 1) if known else []
+    before = store.last_events(known, {PLANNED}, 0, 1) if known else []
     other = before[0].payload.get("device") if before else None
     if known and other not in (None, device) and any("latency" in axis.name for axis in known.axes):
         say(
