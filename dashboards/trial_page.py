@@ -83,7 +83,7 @@ def trial_page(desk: Desk, segment: str, number: int, wanted: Deployment) -> Tri
     """One layout of a study, or Missing; ValueError where it cannot be priced as wanted."""
     with desk.study(segment) as (store, study):
         trial = find_trial(store, study, number)
-        again = trial.attempts > 1 or trial.state in ("unfit", "lost", "quarantined")
+        again = trial.attempts > len(trial.results)  # each attempt brings one result or none
         told = store.last_events(study, set(trial_tables.FAILED), 0, trial_tables.MOST_TOLD) if again else ()
         snapshot = desk.library.snapshot(store, study)
         shown_url = store.shown_url

@@ -22,10 +22,17 @@ function resolved(value, styles) {
   return value;
 }
 
+function bytesOf(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const letters = atob(text);
+  const bytes = new Uint8Array(letters.length);
+  for (let place = 0; place < letters.length; place += 1) bytes[place] = letters.charCodeAt(place);
+  return bytes;
+}
+
 function unpacked(column) {
   if (!column || !column.bdata) return column;
-  const bytes = Uint8Array.from(atob(column.bdata), (letter) => letter.charCodeAt(0));
-  return new ARRAYS[column.dtype](bytes.buffer);
+  return new ARRAYS[column.dtype](bytesOf(column.bdata).buffer);
 }
 
 function unpackAll(figure) {
