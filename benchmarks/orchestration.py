@@ -2,7 +2,7 @@
 
 `python -m benchmarks.orchestration [--parts drive ray claims pages] [--only sqlite|postgresql] [--trials 10000]`. The
 search is the true one with its database, log and front; its workers sleep 0 to 50 ms a trial instead of training. What is
-the driver's own is the time in which it does not wait for a worker. About ten minutes in all, on two cores.
+the driver's own is the time in which it does not wait for a worker. About twenty minutes in all, on two cores.
 """
 
 import argparse
