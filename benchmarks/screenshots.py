@@ -1,6 +1,6 @@
 """Takes the README's pictures of the dashboard and the report: `python -m benchmarks.screenshots sqlite:///nas.db quick`.
 
-The study may be any; those in the README are of the default search, as `python -m benchmarks.default_search` runs it.
+The study may be any; those in the README are of the default search, as `make search` runs it.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from storage.store import Store
 
 TOKEN = "a-token-of-the-pictures"
 CHROMIUM = "/usr/bin/chromium"
+WAITING = "document.querySelectorAll('[data-chart][data-state=waiting]').length"
 SIZE, REPORT_SIZE = {"width": 1280, "height": 900}, {"width": 1240, "height": 1010}
 
 
@@ -54,7 +55,6 @@ def take(url: str, study: str, port: int) -> None:
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:
         time.sleep(0.05)
-    waiting = "document.querySelectorAll('[data-chart][data-state=waiting]').length"
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
@@ -67,7 +67,7 @@ def take(url: str, study: str, port: int) -> None:
             page = context.new_page()
             page.goto(f"http://127.0.0.1:{port}/?token={TOKEN}")
             page.goto(f"http://127.0.0.1:{port}{path}")
-            while page.evaluate(waiting):
+            while page.evaluate(WAITING):
                 time.sleep(0.05)
             time.sleep(0.3)
             page.screenshot(path=str(RESULTS / f"dashboard_{name}.png"))
@@ -87,9 +87,9 @@ def _report(browser: Any, url: str, study: str) -> None:
         context = browser.new_context(viewport=REPORT_SIZE, color_scheme="light")
         page = context.new_page()
         page.goto(path.as_uri())
-        while page.evaluate("document.querySelectorAll('.plotly-graph-div, [data-chart]').length") == 0:
+        while page.evaluate(WAITING):
             time.sleep(0.05)
-        time.sleep(2.0)
+        time.sleep(0.3)
         page.screenshot(path=str(RESULTS / "front.png"))
         context.close()
 

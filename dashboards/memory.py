@@ -131,7 +131,7 @@ class Memory:
             last, changed = store.changed_trials(self._study, self._version)
             if last > self._asked:
                 for event in store.last_events(self._study, {PLANNED}, self._asked, 1):
-                    self._planned = planned_in(event.payload)
+                    self._planned = _planned_in(event.payload)
                 self._asked = last
             if not begun:
                 changed = list(range(_count(store, self._study)))
@@ -235,7 +235,7 @@ class Memory:
         )
 
 
-def planned_in(payload: Mapping[str, Any]) -> int | None:
+def _planned_in(payload: Mapping[str, Any]) -> int | None:
     """How many trials an event says that a study is to have; None where it says no number."""
     trials = payload.get("trials")
     return trials if isinstance(trials, int) and not isinstance(trials, bool) else None

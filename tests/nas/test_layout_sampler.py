@@ -96,8 +96,8 @@ def test_chance_is_beaten_and_what_cannot_be_learnt_is_worth_knowing(cost: Calla
             study.optimize(trained, n_trials=25)
             found.append(share(study, cost))
         shares[name] = float(np.mean(found))
-    assert shares["known"] > shares["random"] + 0.05
-    assert shares["learnt"] > shares["random"]
+    assert shares["known"] > 0.94 and shares["known"] > shares["random"] + 0.08
+    assert shares["learnt"] > shares["random"] + (0.01 if cost is price else 0.1)
     # What a few trials tell as well is not worth much, what none tells is.
     assert shares["known"] > shares["learnt"] + (0.04 if cost is price else -0.03)
 

@@ -156,6 +156,54 @@ sys.exit(code)
 """
 
 
+# The same to a pool alone, that a larger node gives room for more.
+POOL = """
+import os, sys, time
+from ray.cluster_utils import Cluster
+from nas.workers import ray_pool
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+node = cluster.add_node(num_cpus=1)
+mark = sys.argv[1]
+
+def wait(job, text, far):
+    open(mark, "w").close()
+    time.sleep(600)
+
+def tell(job, text, far):
+    from trainers.outcome import Unfit
+    return Unfit(why="well")
+
+class Job:
+    time_limit_s = None
+    class budget:
+        tasks = ()
+
+def ended():
+    while (done := pool.next_done(1.0)) is None:
+        pass
+    return type(done[1]).__name__ + ": " + done[1].why
+
+ray_pool.work = wait
+pool = ray_pool.RayPool(4, cluster.address)
+print(pool.capacity, file=sys.stderr)
+pool.submit(0, Job())
+while not os.path.exists(mark):
+    time.sleep(0.1)
+cluster.remove_node(node, allow_graceful=False)
+print(ended(), file=sys.stderr)
+cluster.add_node(num_cpus=2)
+pool.task = ray_pool.ray.remote(num_cpus=1, max_retries=0)(tell)
+ray_pool.COUNT_S = 0.0
+while pool.capacity < 2:
+    time.sleep(0.5)
+pool.submit(1, Job())
+print(ended(), file=sys.stderr)
+pool.stop()
+cluster.shutdown()
+"""
+
+
 @pytest.fixture
 def mark(marked: Callable[[str], list[int]], tmp_path: Path) -> Iterator[dict[str, str]]:
     """For the environment of a cluster whose processes are gone with the test for certain."""
@@ -188,3 +236,13 @@ def test_fault_06_a_lost_node_costs_an_attempt_and_a_new_one_is_used(
     assert [(trial.state, len(trial.results)) for trial in trials] == [("done", 1)] * 3
     assert sorted(trial.attempts for trial in trials) == [1, 1, 2]
     assert len(told) == 1 and "node" in told[0].payload["why"], told
+
+
+def test_a_pool_counts_the_nodes_that_leave_and_come(
+    start: Callable[..., subprocess.Popen[str]], mark: dict[str, str], tmp_path: Path
+) -> None:
+    process = start("-c", POOL, str(tmp_path / "mark"), RAY_AUTH_MODE="disabled", **mark)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    said = [line for line in err.splitlines() if line.startswith(("1", "Lost", "Unfit"))]
+    assert said[0] == "1" and said[1].startswith("Lost: ") and said[2:] == ["Unfit: well"], err
