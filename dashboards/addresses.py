@@ -52,6 +52,12 @@ def together(names: Sequence[str], **query: str) -> str:
     return f"{root()}/api/v1/together?" + urlencode([*(("study", name) for name in names), *query.items()])
 
 
+def still(name: str, query: str, *, narrow: bool = False) -> str:
+    """The front as a picture of its own."""
+    asked = "&".join(part for part in (query, "narrow=1" if narrow else "") if part)
+    return f"{api(name)}/front.svg" + (f"?{asked}" if asked else "")
+
+
 def figure(name: str, chart: str, **query: str) -> str:
     """The data of a picture."""
     return f"{api(name)}/figure/{chart}" + (f"?{urlencode(query)}" if query else "")

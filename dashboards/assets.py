@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from dashboards import addresses, strips
 
-SCRIPTS = ("charts.js", "tables.js", "view.js", "live.js")
+SCRIPTS = ("crowd.js", "charts.js", "tables.js", "view.js", "live.js")
 _TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 
 
@@ -32,7 +32,7 @@ def text(name: str) -> str:
 
 def stylesheet() -> str:
     """Every rule of the pages in one text."""
-    return text("style.css") + strips.style()
+    return text("colours.css") + text("style.css") + strips.style()
 
 
 @cache
@@ -45,7 +45,7 @@ def plotly_js() -> str:
 def served() -> dict[str, Asset]:
     """Every file under /static by name."""
     texts = {
-        "style.css": text("style.css"),
+        "style.css": text("colours.css") + text("style.css"),
         "families.css": strips.style(),
         **{name: text(name) for name in SCRIPTS},
         "plotly.js": plotly_js(),

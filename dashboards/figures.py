@@ -24,10 +24,12 @@ from dashboards.desk import Desk, Missing, find_trial
 from dashboards.memory import Snapshot
 from dashboards.quantities import tokens
 from dashboards.scene import MANY
+from dashboards.still import still
 from dashboards.trial_page import Deployment, price_of
 from dashboards.why import why
 
 OF_STUDY = ("front", "front_3d", "layouts", "hypervolume", "calibration", "contexts", "tasks")
+SVG = "image/svg+xml"
 OF_TRIAL = ("layers", "curves", "scores")
 Since = Annotated[int, Query(ge=0, le=2**62, description="An earlier `version`: the crowd since then alone.")]
 
@@ -60,6 +62,24 @@ def router(desk: Desk) -> APIRouter:
             except ValueError as error:
                 raise HTTPException(400, str(error)) from None
         return _sent(drawn | {"version": snapshot.version, "increment": fresh is not None}, response)
+
+    @routes.get(
+        "/studies/{segment}/front.svg",
+        response_class=Response,
+        responses={200: {"content": {SVG: {}}, "description": "A picture."}},
+    )
+    def front_still(
+        request: Request, response: Response, segment: Segment, choice: Asked, narrow: bool = False
+    ) -> Response:
+        """The front of two objectives as a still picture: what the page shows until its own is drawn."""
+        snapshot = desk.snapshot(segment)
+        tag(request, response, stamp(snapshot))
+        plane = choice.model_copy(update={"view": "plane"})
+        try:
+            drawn = front_page.picture(desk, snapshot, plane, narrow=narrow)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        return Response(still(drawn, narrow=narrow), media_type=SVG, headers=dict(response.headers))
 
     @routes.get("/together", response_model=FigureAnswer)
     def together(

@@ -58,7 +58,7 @@ def front(view: StudyView, x: str | None = None, y: str | None = None, scene: Sc
     across, up, third = choose_axes(view.axes, x or choice.x, y or choice.y, choice.third)
     shown = view.measured if scene.shown is None else scene.shown
     logs = (scaled(across, choice.x_scale), scaled(up, choice.y_scale))
-    best = np.intersect1d(view.front_numbers, shown).tolist()
+    best = view.front_numbers[np.isin(view.front_numbers, shown)].tolist()
     whiskers = [_ends(best, axis, scene.doubt) for axis in (across, up)]
     ranges = (
         shown_range(view, across, logs[0], shown, whiskers[0]),
@@ -79,22 +79,28 @@ def front(view: StudyView, x: str | None = None, y: str | None = None, scene: Sc
     if scene.running:
         traces += _rings(plane, scene.running)
     traces += [_key(kind) for kind in SYMBOLS if any(p.kind == kind for p in marked)]
-    layout = bare_layout(height=360 if scene.narrow else 470)
+    layout = bare_layout(height=height_px(narrow=scene.narrow, shaded=third is not None))
     layout["xaxis"] = _axis(plane, 0)
     layout["yaxis"] = _axis(plane, 1)
     layout["shapes"], layout["annotations"] = _refused(plane, scene.limits)
     layout["legend"] = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"}
     layout["dragmode"] = "zoom"
+    if len(crowd):
+        # A mark reaches no further than a dot of the crowd does, or none beside the front could be pointed at.
+        layout["hoverdistance"] = 6
     if third:
         layout["coloraxis"] = shade(view, third, shown, narrow=scene.narrow)
-        if scene.narrow:
-            layout["height"] += 80
     return {"data": traces, "layout": layout}
+
+
+def height_px(*, narrow: bool, shaded: bool) -> int:
+    """How high the picture is; on a phone the scale of a third objective stands below it."""
+    return (440 if shaded else 360) if narrow else 470
 
 
 def _crowd(plane: _Plane, crowd: Numbers, scene: Scene) -> Figure:
     if scene.fresh is not None:
-        crowd = np.intersect1d(crowd, np.array(sorted(scene.fresh), dtype=np.intp))
+        crowd = crowd[np.isin(crowd, np.array(sorted(scene.fresh), dtype=np.intp))]
     columns = [
         drawn_all(axis, plane.view.column(axis.name)[crowd], log)
         for axis, log in zip((plane.x, plane.y), plane.logs, strict=True)

@@ -12,7 +12,7 @@ from dashboards.charts import Figure
 from dashboards.choice import NONE, Choice, choose_axes
 from dashboards.desk import Desk
 from dashboards.facts import Fact, FactGroup
-from dashboards.front_chart import front
+from dashboards.front_chart import front, height_px
 from dashboards.limits import limits_of
 from dashboards.memory import Snapshot
 from dashboards.pages import LegendItem, Page, Tab, legend
@@ -58,6 +58,16 @@ class Controls:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Still:
+    """Where the still picture of a view is, for a page and for a phone, and how high each is."""
+
+    wide: str
+    narrow: str
+    height_px: int
+    narrow_height_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrontPage(Page):
     """One study: its front, what was beaten, all trials, what was searched."""
 
@@ -73,6 +83,8 @@ class FrontPage(Page):
     controls: Controls
     chart: str
     source: str
+    still: Still | None
+    """The same picture without a script; none in three dimensions."""
     words: str
     trials_path: str
     events: str
@@ -166,7 +178,7 @@ def front_page(desk: Desk, segment: str, choice: Choice) -> FrontPage:
         shown_url = store.shown_url
         done = store.trials(study, states=DONE, limit=4)
     view, name = snapshot.view, study.name
-    across, up, _ = choose_axes(study.axes, choice.x, choice.y, choice.third)
+    across, up, third = choose_axes(study.axes, choice.x, choice.y, choice.third)
     plan = snapshot.planned
     ended = snapshot.total - snapshot.counts["waiting"] - snapshot.counts["running"] - snapshot.unread
     rows = selection.listed(snapshot, choice)
@@ -190,6 +202,7 @@ def front_page(desk: Desk, segment: str, choice: Choice) -> FrontPage:
         controls=_controls(snapshot, choice),
         chart="front",
         source=f"{addresses.figure(name, 'front')}{'?' + query if query else ''}",
+        still=None if choice.view == "space" else _still(name, query, third is not None),
         words=_words(view, choice, len(inside), across.name, up.name),
         trials_path=f"{addresses.study(name)}/trials",
         events=f"{addresses.api(name)}/events",
@@ -208,6 +221,15 @@ def front_page(desk: Desk, segment: str, choice: Choice) -> FrontPage:
         downloads=_downloads(name, choice),
         facts=facts.searched(study, done, whole=len(done) == snapshot.counts["done"]),
         command=commands.search(shown_url, name),
+    )
+
+
+def _still(name: str, query: str, shaded: bool) -> Still:
+    return Still(
+        wide=addresses.still(name, query),
+        narrow=addresses.still(name, query, narrow=True),
+        height_px=height_px(narrow=False, shaded=shaded),
+        narrow_height_px=height_px(narrow=True, shaded=shaded),
     )
 
 

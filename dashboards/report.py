@@ -62,7 +62,9 @@ def report_page(store: Store, study: StudyRecord, reasons: Reasons | None = None
             figures["front_3d"] = front_3d(view)
     section = why(reasons, study.families) if reasons is not None and view.points else None
     figures |= {picture.key: picture.figure for picture in section.pictures} if section else {}
-    scripts = [assets.plotly_js(), assets.text("charts.js")] if figures else ["void 0"]
+    scripts = (
+        [assets.plotly_js(), assets.text("crowd.js"), assets.text("charts.js")] if figures else ["void 0"]
+    )
     scripts.append(assets.text("tables.js"))
     # The policy names every script by its hash: whatever else found its way into the file would not run,
     # and nothing in it may reach the network.

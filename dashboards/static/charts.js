@@ -42,6 +42,9 @@ function unpackAll(figure) {
   return figure;
 }
 
+const isCrowd = (trace) => trace.name === CROWD && trace.type === "scattergl";
+const crowdOf = (figure) => figure.data.find(isCrowd);
+
 // The crowd grows by what changed: a trial that is known is moved, the others are added at the end.
 function placesOf(trace) {
   if (!trace.places) {
@@ -94,13 +97,13 @@ async function figureOf(box) {
   if (box.clientWidth < NARROW_PX) address.searchParams.set("narrow", "1");
   const known = box.figure && box.drawnFrom === address.href ? box.figure : null;
   const asked = address.href;
-  const crowd = known && known.data.find((trace) => trace.name === CROWD && trace.type === "scattergl");
+  const crowd = known && crowdOf(known);
   if (crowd) address.searchParams.set("since", known.version);
   const answer = await fetch(address, { headers: { Accept: "application/json" } });
   if (!answer.ok) throw new Error(`the picture's data answered ${answer.status}`);
   const figure = unpackAll(await answer.json());
   if (figure.increment && crowd) {
-    figure.data = figure.data.map((trace) => (trace.name === CROWD && trace.type === "scattergl" ? joined(crowd, trace) : trace));
+    figure.data = figure.data.map((trace) => (isCrowd(trace) ? joined(crowd, trace) : trace));
   }
   box.drawnFrom = asked;
   return figure;
@@ -115,6 +118,20 @@ function zoomed(layout, box) {
   return { ...layout, xaxis: { ...layout.xaxis, range: ends.slice(0, 2) }, yaxis: { ...layout.yaxis, range: ends.slice(2) } };
 }
 
+// Plotly goes back to the axes it was first given, which may be those of a zoom that somebody sent, or of other objectives.
+function showWhole(box) {
+  const { xaxis, yaxis } = box.figure.layout;
+  history.replaceState(null, "", location.pathname + location.search);
+  Plotly.relayout(box, { "xaxis.range": [...xaxis.range], "yaxis.range": [...yaxis.range] });
+}
+
+function settingsOf(box, flat) {
+  if (box.dataset.chart !== "front" || !flat) return settings;
+  const button = { name: "whole", title: "Show everything", icon: Plotly.Icons.home, click: showWhole };
+  const removed = [...settings.modeBarButtonsToRemove, "resetScale2d"];
+  return { ...settings, doubleClick: false, modeBarButtonsToRemove: removed, modeBarButtonsToAdd: [button] };
+}
+
 async function draw(box) {
   const turn = box.turn = (box.turn || 0) + 1;
   try {
@@ -127,17 +144,23 @@ async function draw(box) {
     if (box.figure && Boolean(box.figure.layout.scene) === flat) Plotly.purge(box), (box.tied = false);
     box.figure = figure;
     const fitted = narrowed(figure, box);
-    const { data, layout } = resolved({ data: fitted.data, layout: zoomed(fitted.layout, box) }, styles);
+    const own = fitted.data.filter((trace) => trace !== crowdOf(figure));
+    const { data, layout } = resolved({ data: own, layout: zoomed(fitted.layout, box) }, styles);
     if (flat && box.lasso) layout.dragmode = "lasso";
-    await Plotly.react(box, data, layout, settings);
-    box.dataset.state = "drawn";
+    await Plotly.react(box, data, layout, settingsOf(box, flat));
+    if (box.querySelector(".no-webgl")) throw new Error("three dimensions need WebGL, which this browser does not offer");
+    const crowd = crowdOf(figure);
+    if (crowd && !box.crowd) tieCrowd(box);
     if (!box.tied) tie(box);
-    const crowd = figure.data.find((trace) => trace.name === CROWD && trace.type === "scattergl");
+    box.crowd?.show(crowd, crowd && resolved(crowd.marker.color, styles));
+    box.dataset.state = "drawn";
     // Made ready while nobody waits, so that the first new trials are not the ones that pay for it.
     if (crowd && window.requestIdleCallback) requestIdleCallback(() => placesOf(crowd));
   } catch (error) {
     box.dataset.state = "failed";
-    if (!box.figure) box.textContent = "This picture could not be drawn; the table below holds the same numbers.";
+    const flat = box.querySelector(".no-webgl");
+    if (flat) Plotly.purge(box);
+    if (flat || !box.figure) box.textContent = `${flat ? "Three dimensions need WebGL, which this browser does not offer; choose 2-D." : "This picture could not be drawn."} The table below holds the same numbers.`;
     console.warn(error);
   }
 }
@@ -167,18 +190,35 @@ function showCard(box, trial) {
   }, CARD_MS);
 }
 
+const enter = (box, trial) => (light(trial, true), showCard(box, trial));
+const open = (box, trial) => box.dataset.trials && location.assign(`${box.dataset.trials}/${Number(trial)}`);
+
+function tieCrowd(box) {
+  box.crowd = new Crowd(box);
+  box.addEventListener("crowd:enter", (event) => enter(box, event.detail));
+  box.addEventListener("crowd:leave", (event) => light(event.detail, false));
+  box.addEventListener("crowd:click", (event) => open(box, event.detail));
+}
+
 function tie(box) {
   box.tied = true;
   const trialOf = (event) => event.points && event.points[0] && event.points[0].customdata;
   box.on("plotly_hover", (event) => {
-    const trial = trialOf(event);
-    if (trial === undefined) return;
-    light(trial, true);
-    showCard(box, trial);
+    box.crowd?.yield(true);
+    if (trialOf(event) !== undefined) enter(box, trialOf(event));
   });
-  box.on("plotly_unhover", (event) => trialOf(event) !== undefined && light(trialOf(event), false));
+  box.on("plotly_unhover", (event) => {
+    box.crowd?.yield(false);
+    if (trialOf(event) !== undefined) light(trialOf(event), false);
+  });
+  if (box.dataset.chart === "front" && !box.figure.layout.scene) box.on("plotly_doubleclick", () => showWhole(box));
+  box.on("plotly_afterplot", () => box.crowd?.draw());
+  box.on("plotly_relayouting", (change) => {
+    const [x, y] = ["x", "y"].map((letter) => [0, 1].map((end) => change[`${letter}axis.range[${end}]`] ?? box._fullLayout[`${letter}axis`].range[end]));
+    if (box._fullLayout.dragmode === "pan") box.crowd?.draw([x, y]);
+  });
   box.on("plotly_click", (event) => {
-    if (box.dataset.trials && trialOf(event) !== undefined) location.assign(`${box.dataset.trials}/${trialOf(event)}`);
+    if (trialOf(event) !== undefined) open(box, trialOf(event));
   });
   box.on("plotly_selected", (event) => {
     const lasso = event && event.lassoPoints;
@@ -200,11 +240,21 @@ function pointAt(row, shown) {
   if (!box || !box.data || !box.layout || box.layout.scene) return;
   const number = Number(row.dataset.trial);
   row.classList.toggle("lit", shown);
+  box.crowd?.leave();
   if (!shown) return Plotly.Fx.unhover(box);
+  const place = box.crowd?.trace && placesOf(box.crowd.trace).get(number);
+  if (place !== undefined && place !== null) return box.crowd.mark(place);
   box.data.forEach((trace, curveNumber) => {
     const pointNumber = (trace.customdata || []).indexOf(number);
     if (pointNumber >= 0) Plotly.Fx.hover(box, [{ curveNumber, pointNumber }]);
   });
+}
+
+// A picture with its crowd, which Plotly knows nothing of, as an image behind the marks.
+function whole(box) {
+  if (!box.crowd?.trace) return box;
+  const place = { xref: "x domain", yref: "y domain", x: 0, y: 1, sizex: 1, sizey: 1, sizing: "stretch", layer: "below" };
+  return { data: box.data, layout: { ...box.layout, images: [{ ...place, source: box.crowd.canvas.toDataURL() }] } };
 }
 
 const all = () => [...document.querySelectorAll("[data-chart]")];
@@ -215,7 +265,7 @@ document.addEventListener("click", (event) => {
   const box = event.target.closest("figure.chart")?.querySelector("[data-chart]");
   if (save && box && box.figure) {
     const title = document.title.replace(/[^\p{L}\p{N}]+/gu, "-");
-    Plotly.downloadImage(box, { format: save.dataset.save, filename: `${title}-${box.dataset.chart}`, width: box.clientWidth, height: box.clientHeight, scale: 2 });
+    Plotly.downloadImage(whole(box), { format: save.dataset.save, filename: `${title}-${box.dataset.chart}`, width: box.clientWidth, height: box.clientHeight, scale: 2 });
   }
   const lasso = event.target.closest("[data-lasso]");
   if (lasso && box && box.figure) {

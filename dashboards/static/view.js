@@ -57,7 +57,7 @@ async function refresh() {
     const newer = fresh.querySelector(`[data-chart="${box.dataset.chart}"]`);
     if (!newer) continue;
     box.dataset.source = newer.dataset.source;
-    const words = box.parentElement.querySelector("[data-words]");
+    const words = box.closest("figure").querySelector("[data-words]");
     if (words) words.textContent = newer.getAttribute("aria-label");
     box.setAttribute("aria-label", newer.getAttribute("aria-label"));
   }

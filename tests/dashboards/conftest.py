@@ -8,6 +8,8 @@ import pytest
 
 from storage.records import Axis, LayoutRecord, NewTrial, ResultRecord, StudyRecord
 from storage.store import Store
+from tests.dashboards.served import Served
+from tests.dashboards.watching import ARGUMENTS, CHROMIUM, Watched
 
 FAMILIES = {
     "full": "attention",
@@ -226,3 +228,33 @@ def store(url: str) -> Iterator[Store]:
     """The database, opened for reading."""
     with Store.open(url, read_only=True) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def serve():
+    running = []
+
+    def start(url, **options):
+        running.append(Served(url, **options))
+        return running[-1]
+
+    yield start
+    for served in running:
+        served.stop()
+
+
+@pytest.fixture
+def watched(browser, serve):  # noqa: ARG001 - so that pages close before their servers stop
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield (seen := Watched(context.new_page()))
+    context.close()
+    assert seen.faults == []

@@ -60,7 +60,7 @@ def test_only_the_scripts_that_were_written_may_run(report):
     policy = next(a["content"] for t, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
     running = [body for attrs, body in page.scripts if attrs.get("type") != "application/json"]
-    assert len(running) == 3
+    assert len(running) == 4
     assert all(source_hash(body) in policy for body in running)
 
 
