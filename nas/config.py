@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from nas import defaults
 from nas.logs import Level
 from nas.objectives import read_objectives
 from nas.rules import read_rules
@@ -155,8 +156,8 @@ class RungsConfig(Section):
 class Config(Section):
     """Everything that a search needs to know."""
 
-    study: Annotated[str, Field(min_length=1, max_length=200)] = "quick"
-    storage: str = Field(default="sqlite:///nas.db", repr=False)
+    study: Annotated[str, Field(min_length=1, max_length=200)] = defaults.STUDY
+    storage: str = Field(default=defaults.STORAGE, repr=False)
     """Kept out of what is printed of a configuration, as it may hold a password."""
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
     trials: Count = 24

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nas.config import Config
+from nas import defaults
 from nas.errors import Refused
 from search_space.notation import nearest
 from storage.records import StudyRecord
@@ -12,7 +12,7 @@ from storage.store import Store
 
 def storage_url(storage: str | None) -> str:
     """The database that a command means: the given one, or the default."""
-    return storage or str(Config.model_fields["storage"].default)
+    return storage or defaults.STORAGE
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def open_study(storage: str | None, study: str | None) -> Iterator[tuple[Store, 
         Refused: there is no study of that name; the message names those that are there.
         StorageError: the database cannot be read.
     """
-    name = study or str(Config.model_fields["study"].default)
+    name = study or defaults.STUDY
     with Store.open(storage_url(storage), read_only=True) as store:
         record = store.study(name)
         if record is None:
