@@ -52,7 +52,7 @@ def command(
 
     from dashboards import addresses
     from dashboards.app import create_app
-    from nas.cli.output import say, say_openly
+    from nas.cli.output import print_openly, say
     from nas.errors import EXIT_USAGE, Refused
     from nas.logs import RedactedLines
     from nas.open_study import open_study, storage_url
@@ -100,7 +100,7 @@ def command(
     )
     base = f"http://{shown}:{taken}{root_path}"
     # Who keeps the token in a file does not want it in a terminal's or a service's log.
-    say_openly(f"{base}/" + (f"?token={secret}" if token_file is None else "login"))
+    print_openly(f"{base}/" + (f"?token={secret}" if token_file is None else "login"))
     if study is not None:
         say(f"then {base}{addresses.study(study)}")
     say("read-only and live; Ctrl-C stops it")

@@ -15,12 +15,12 @@ WIDTH_OFF_TERMINAL = 160
 
 def say(text: str) -> None:
     """A message for the person, on standard error, without the secrets that it may repeat."""
-    say_openly(Redactor.of(os.environ, sys.argv[1:]).text(text))
+    print(Redactor.of(os.environ, sys.argv[1:]).text(text), file=sys.stderr, flush=True)
 
 
-def say_openly(text: str) -> None:
-    """A message as it is: for the one address that is meant to carry its token."""
-    print(text, file=sys.stderr, flush=True)
+def print_openly(text: str) -> None:
+    """A line of standard output as it is: for the one address that is meant to carry its token."""
+    print(text, flush=True)
 
 
 def print_json(value: Any) -> None:

@@ -25,10 +25,11 @@ def served(
     """A running dashboard and its address."""
     run("search", "--config", config_file(), "--storage", url, "--trials", 2)
     process = start("-c", DASHBOARD, "dashboard", "--storage", url, "--port", "0", "--token", TOKEN)
-    assert process.stderr is not None
-    line = process.stderr.readline()
+    assert process.stdout is not None
+    line = process.stdout.readline()
     found = re.fullmatch(rf"(http://127\.0\.0\.1:\d+)/\?token={TOKEN}\n", line)
     assert found, line
+    assert process.stderr is not None
     process.stderr.readline()
     return process, found.group(1)
 
@@ -67,8 +68,8 @@ def test_a_dashboard_of_one_study_begins_there(
 ) -> None:
     run("search", "--config", config_file(), "--storage", url, "--trials", 1)
     process = start("-c", DASHBOARD, "dashboard", "--storage", url, "--study", "tiny", "--port", "0")
-    assert process.stderr is not None
-    first, second = process.stderr.readline(), process.stderr.readline()
+    assert process.stdout is not None and process.stderr is not None
+    first, second = process.stdout.readline(), process.stderr.readline()
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{20,}\n", first), first
     assert re.fullmatch(r"then http://127\.0\.0\.1:\d+/studies/tiny\n", second), second
     process.send_signal(signal.SIGTERM)
@@ -86,8 +87,8 @@ def test_prometheus_scrapes_with_a_token_from_a_file(
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\n")
     process = start("-c", DASHBOARD, "dashboard", "--storage", url, "--port", "0", "--token-file", str(path))
-    assert process.stderr is not None
-    line = process.stderr.readline()
+    assert process.stdout is not None
+    line = process.stdout.readline()
     found = re.fullmatch(r"(http://127\.0\.0\.1:\d+)/login\n", line)
     assert found, line
     assert answer(f"{found.group(1)}/metrics")[0] == 401
@@ -146,8 +147,8 @@ def test_behind_a_proxy_every_address_has_the_root(
     assert "write it like /nas" in refused("dashboard", "--storage", url, "--root-path", "nas/")
     arguments = ("--root-path", "/nas", "--allow-host", "proxy.example", "--no-browser", "--token", TOKEN)
     process = start("-c", DASHBOARD, "dashboard", "--storage", url, "--port", "0", *arguments)
-    assert process.stderr is not None
-    line = process.stderr.readline()
+    assert process.stdout is not None
+    line = process.stdout.readline()
     found = re.fullmatch(rf"(http://127\.0\.0\.1:\d+)/nas/\?token={TOKEN}\n", line)
     assert found, line
     for path in ("", "/nas"):
@@ -177,8 +178,8 @@ def test_fault_42_secret_in_a_servers_traceback(
     run("search", "--config", config_file(), "--storage", url, "--trials", 1)
     arguments = ("dashboard", "--storage", url, "--port", "0", "--token", TOKEN)
     process = start("-c", BROKEN + DASHBOARD, *arguments, PGPASSWORD="canary-of-the-environment")
-    assert process.stderr is not None
-    address = process.stderr.readline().partition("/?token")[0]
+    assert process.stdout is not None
+    address = process.stdout.readline().partition("/?token")[0]
     status, page = answer(f"{address}/", TOKEN)
     assert status == 500 and "canary" not in page
     process.send_signal(signal.SIGINT)
