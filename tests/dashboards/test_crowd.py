@@ -221,3 +221,20 @@ def test_without_webgl_two_dimensions_are_drawn_and_three_are_refused_in_words(s
         assert watched.faults == []
     finally:
         bare.close()
+
+
+@pytest.mark.usefixtures("crowded")
+def test_a_lasso_catches_of_the_crowd_what_is_within_it(watched, serve, url):
+    page = watched.page
+    open_front(watched, serve(url))
+    page.get_by_role("button", name="lasso").click()
+    number, x, y = alone(page)
+    page.mouse.move(x - 8, y - 8)
+    page.mouse.down()
+    for across, down in ((8, -8), (8, 8), (-8, 8), (-8, -8)):
+        page.mouse.move(x + across, y + down, steps=6)
+    page.mouse.up()
+    watched.until("location.search", lambda query: "area=" in query)
+    rows = "[...document.querySelectorAll('#beside tbody tr')].map(row => Number(row.dataset.trial))"
+    assert watched.until(rows, lambda found: len(found) < 5) == [number]
+    assert "/trials/" not in page.url, "the end of a lasso is no click"
