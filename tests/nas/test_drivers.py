@@ -184,7 +184,8 @@ def running(url: str) -> list[int]:
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_fault_04_driver_sigkill(begin: Begin, tmp_path: Any, shared_url: str, kills: int) -> None:
     clean = f"sqlite:///{tmp_path}/clean.db"
-    trials = {"trials": 3 * kills}
+    # Four layers, since there are but sixteen layouts of two.
+    trials = {"trials": 3 * kills, "space": {"layers": 4}}
     ended(begin(clean, trials))
     killed = begin(shared_url, trials, code=KILLING, first=(str(kills), str(kills)))
     ended(killed)
