@@ -53,7 +53,9 @@ def router(desk: Desk) -> APIRouter:
         """front, front_3d, layouts, hypervolume, calibration, contexts, tasks, why_…; layers, curves, scores of a trial."""
         snapshot = desk.snapshot(segment)
         tag(request, response, stamp(snapshot), since)
-        fresh = _since(desk, snapshot, since) if since and chart == "front" else None
+        # With a lasso the crowd has an order, which new trials at its end would break.
+        grows = since and chart == "front" and not choice.area
+        fresh = _since(desk, snapshot, since) if grows else None
         if chart in OF_TRIAL:
             drawn = _of_trial(desk, snapshot, chart, trial, deployment)
         else:

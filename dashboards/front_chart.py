@@ -30,6 +30,9 @@ from dashboards.view import Kind, Numbers, Point, StudyView
 from storage.glances import Glance
 from storage.records import Axis
 
+OPACITY, OUTSIDE = 0.35, 0.04
+"""Of a dot of the crowd, and of one that a lasso left out."""
+
 
 @dataclass(frozen=True)
 class _Plane:
@@ -99,6 +102,12 @@ def height_px(*, narrow: bool, shaded: bool) -> int:
 
 
 def _crowd(plane: _Plane, crowd: Numbers, scene: Scene) -> Figure:
+    """The crowd as one trace; where there is a lasso, the last `caught` of it are within, and the others stand back."""
+    meta: Figure = {"units": [_unit(axis) for axis in (plane.x, plane.y)]}
+    if scene.caught is not None:
+        inside = np.isin(crowd, scene.caught)
+        crowd = np.concatenate([crowd[~inside], crowd[inside]])
+        meta |= {"caught": int(inside.sum()), "outside": OUTSIDE}
     if scene.fresh is not None:
         crowd = crowd[np.isin(crowd, np.array(sorted(scene.fresh), dtype=np.intp))]
     columns = [
@@ -117,8 +126,14 @@ def _crowd(plane: _Plane, crowd: Numbers, scene: Scene) -> Figure:
         "y": packed(columns[1]),
         "customdata": packed_numbers(crowd),
         "hovertemplate": f"trial %{{customdata}}<br>{words}<extra></extra>",
-        "marker": {"size": 4, "color": FAINT, "opacity": 0.15 if scene.caught is not None else 0.35},
+        "marker": {"size": 4, "color": FAINT, "opacity": OPACITY},
+        "meta": meta,
     }
+
+
+def _unit(axis: Axis) -> str:
+    base = axis.name.partition("@")[0]
+    return "B" if "bytes" in base and base != "bytes" else axis.unit
 
 
 def _staircase(plane: _Plane) -> Figure:

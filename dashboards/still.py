@@ -157,20 +157,25 @@ def _refused(layout: Figure) -> str:
 def _crowd(trace: Figure, across: _Scale, up: _Scale) -> str:
     """The dots of all layouts without a mark, as a mask through which their colour is seen."""
     x, y = _places(trace, across, up)
-    there = (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
-    cells = ((H - 1) * y[there]).round().astype(int) * W + ((W - 1) * x[there]).round().astype(int)
-    counts = np.bincount(cells, minlength=W * H).reshape(H, W)
-    edged = np.pad(counts, 2)
-    covered = sum(
-        weight * edged[2 + down : 2 + down + H, 2 + along : 2 + along + W] for down, along, weight in _DOT
-    )
-    seen = 1 - (1 - trace["marker"]["opacity"]) ** np.asarray(covered, dtype=float)
+    meta = trace["meta"]
+    first = len(x) - meta["caught"] if "outside" in meta else 0
+    faint, shown = 1 - meta.get("outside", 0.0), 1 - trace["marker"]["opacity"]
+    seen = 1 - faint ** _covered(x[:first], y[:first]) * shown ** _covered(x[first:], y[first:])
     image = b64encode(_png((255 * seen).round().astype(np.uint8))).decode()
     return (
         '<mask id="crowd" style="mask-type:luminance" maskUnits="userSpaceOnUse" x="0" y="0" width="100%" height="100%">'
         f'<image width="100%" height="100%" preserveAspectRatio="none" href="data:image/png;base64,{image}"/></mask>'
         f'<rect width="100%" height="100%" fill="{trace["marker"]["color"]}" mask="url(#crowd)"/>'
     )
+
+
+def _covered(x: Floats, y: Floats) -> Floats:
+    """How many dots cover each pixel."""
+    there = (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
+    cells = ((H - 1) * y[there]).round().astype(int) * W + ((W - 1) * x[there]).round().astype(int)
+    edged = np.pad(np.bincount(cells, minlength=W * H).reshape(H, W), 2).astype(float)
+    parts = [w * edged[2 + down : 2 + down + H, 2 + along : 2 + along + W] for down, along, w in _DOT]
+    return np.asarray(sum(parts))
 
 
 def _png(grey: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:

@@ -98,7 +98,9 @@ async function figureOf(box) {
   const known = box.figure && box.drawnFrom === address.href ? box.figure : null;
   const asked = address.href;
   const crowd = known && crowdOf(known);
-  if (crowd) address.searchParams.set("since", known.version);
+  // A lasso has parted the crowd: it comes whole.
+  const parted = address.searchParams.has("area") || crowd?.meta.outside !== undefined;
+  if (crowd && !parted) address.searchParams.set("since", known.version);
   const answer = await fetch(address, { headers: { Accept: "application/json" } });
   if (!answer.ok) throw new Error(`the picture's data answered ${answer.status}`);
   const figure = unpackAll(await answer.json());

@@ -20,6 +20,14 @@ function stencil(radius) {
   return found;
 }
 
+// A number of an axis in the words of its unit.
+function worded(value, unit) {
+  const digits = { maximumSignificantDigits: 3 };
+  if (unit !== "B") return value.toLocaleString("en", digits) + (unit ? ` ${unit}` : "");
+  const step = Math.max(0, Math.min(4, Math.floor(Math.log2(Math.max(value, 1)) / 10)));
+  return `${(value / 1024 ** step).toLocaleString("en", digits)} ${["B", "KiB", "MiB", "GiB", "TiB"][step]}`;
+}
+
 const onScale = (axis, values) => (axis.type === "log" ? Float32Array.from(values, Math.log10) : values);
 
 class Crowd {
@@ -67,7 +75,9 @@ class Crowd {
     const weights = Uint8Array.from(dots, (dot) => dot[2]);
     const steps = Int32Array.from(dots, ([x, y]) => y * width + x);
     const reach = Math.ceil(DOT_PX * density);
-    const covered = new Uint16Array(width * height);
+    const within = new Uint16Array(width * height);
+    const outside = new Uint16Array(width * height);
+    const first = this.trace.meta.outside === undefined ? 0 : xs.length - this.trace.meta.caught;
     // Which layout stands at a pixel, counted from 1: how a pointer finds it again.
     this.owners = new Int32Array(width * height);
     this.size = [width, height, density];
@@ -78,6 +88,7 @@ class Crowd {
       const y = Math.round((yRange[1] - ys[i]) * down);
       if (!(x >= -reach && x < width + reach && y >= -reach && y < height + reach)) continue;
       const at = y * width + x;
+      const covered = i < first ? outside : within;
       if (x >= reach && x < width - reach && y >= reach && y < height - reach) {
         for (let k = 0; k < steps.length; k += 1) covered[at + steps[k]] += weights[k];
       } else {
@@ -87,23 +98,24 @@ class Crowd {
       }
       if (x >= 0 && x < width && y >= 0 && y < height) this.owners[at] = i + 1;
     }
-    this.paint(covered, width, height);
+    this.paint(within, outside, width, height);
   }
 
-  paint(covered, width, height) {
+  paint(within, outside, width, height) {
     const context = this.canvas.getContext("2d");
     context.fillStyle = this.colour;
     const hex = Number.parseInt(context.fillStyle.slice(1), 16);
     const picture = context.createImageData(width, height);
     const pixels = picture.data;
-    const opacity = this.trace.marker.opacity;
-    const levels = Uint8Array.from({ length: 256 }, (_, n) => Math.round(255 * (1 - (1 - opacity) ** (n / QUARTERS))));
-    for (let i = 0; i < covered.length; i += 1) {
-      if (!covered[i]) continue;
+    // What so many dots over one another let through.
+    const through = (opacity) => Float32Array.from({ length: 256 }, (_, n) => (1 - opacity) ** (n / QUARTERS));
+    const [shown, faint] = [through(this.trace.marker.opacity), through(this.trace.meta.outside ?? 0)];
+    for (let i = 0; i < within.length; i += 1) {
+      if (!within[i] && !outside[i]) continue;
       pixels[4 * i] = hex >> 16;
       pixels[4 * i + 1] = (hex >> 8) & 255;
       pixels[4 * i + 2] = hex & 255;
-      pixels[4 * i + 3] = levels[Math.min(covered[i], 255)];
+      pixels[4 * i + 3] = Math.round(255 * (1 - shown[Math.min(within[i], 255)] * faint[Math.min(outside[i], 255)]));
     }
     context.putImageData(picture, 0, 0);
   }
@@ -161,8 +173,8 @@ class Crowd {
   }
 
   words(place) {
-    const number = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4 });
-    const values = { customdata: String(this.trace.customdata[place]), x: number(this.trace.x[place]), y: number(this.trace.y[place]) };
+    const [x, y] = ["x", "y"].map((letter, i) => worded(this.trace[letter][place], this.trace.meta.units[i]));
+    const values = { customdata: String(this.trace.customdata[place]), x, y };
     const plain = new DOMParser().parseFromString(this.trace.hovertemplate.replace("<extra></extra>", "").replaceAll("<br>", "\n"), "text/html").body.textContent;
     return plain.replace(/%\{(customdata|x|y)\}/g, (_, name) => values[name]);
   }

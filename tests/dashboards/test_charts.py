@@ -184,6 +184,10 @@ def test_there_is_room_for_the_intervals_of_the_front_that_is_shown(view):
     assert without[1] < 3
 
 
+def best_of(view):
+    return view.front[0].number
+
+
 def test_a_crowd_is_packed_and_leaves_out_who_has_a_mark(view, monkeypatch):
     monkeypatch.setattr(scene, "MANY", 10)
     figure = well_formed(front_chart.front(view))
@@ -195,6 +199,11 @@ def test_a_crowd_is_packed_and_leaves_out_who_has_a_mark(view, monkeypatch):
     assert sorted(numbers) == sorted({p.number for p in view.points} - marked)
     heights = np.frombuffer(base64.b64decode(crowd["y"]["bdata"]), dtype="<f4")
     assert heights == pytest.approx([view.column("quality")[n] for n in numbers])
+    assert crowd["meta"] == {"units": ["B", ""]}
+    caught = np.array([*numbers[1:4], best_of(view)])
+    parted = well_formed(front_chart.front(view, scene=Scene(caught=caught)))["data"][0]
+    order = np.frombuffer(base64.b64decode(parted["customdata"]["bdata"]), dtype="<i4").tolist()
+    assert order[-3:] == numbers[1:4] and sorted(order) == numbers and parted["meta"]["caught"] == 3
     fresh = front_chart.front(view, scene=Scene(fresh=frozenset(numbers[:2])))["data"][0]
     assert np.frombuffer(base64.b64decode(fresh["customdata"]["bdata"]), dtype="<i4").tolist() == numbers[:2]
 

@@ -92,7 +92,8 @@ def test_a_layout_of_a_crowd_is_pointed_at_and_opened(watched, serve, url):
     page.mouse.move(x + 1, y - 1, steps=3)
     tip = page.locator(".stage .tip")
     tip.wait_for()
-    assert tip.inner_text().startswith(f"trial {number}\n")
+    words = tip.inner_text().split("\n")
+    assert words[0] == f"trial {number}" and words[1].startswith("quality ") and words[2].endswith("iB")
     page.locator("#pointed .strip").wait_for()
     assert page.locator("#pointed a").inner_text() == f"trial {number}"
     assert page.locator(f"#trials tr.lit[data-trial='{number}']").count() == 1
@@ -237,4 +238,8 @@ def test_a_lasso_catches_of_the_crowd_what_is_within_it(watched, serve, url):
     watched.until("location.search", lambda query: "area=" in query)
     rows = "[...document.querySelectorAll('#beside tbody tr')].map(row => Number(row.dataset.trial))"
     assert watched.until(rows, lambda found: len(found) < 5) == [number]
+    depths = dict(
+        watched.until(OPACITIES, lambda found: sorted(opacity for _, opacity in found)[len(found) // 2] < 60)
+    )
+    assert depths.pop(number) > 80 and sorted(depths.values())[len(depths) // 2] < 40
     assert "/trials/" not in page.url, "the end of a lasso is no click"

@@ -132,6 +132,22 @@ def test_a_crowd_is_dots_and_nothing_else(view, monkeypatch):
     assert (mask[far <= 1.5] > 0).all()
 
 
+def test_what_a_lasso_left_out_stands_back(view, monkeypatch):
+    monkeypatch.setattr(scene, "MANY", 3)
+    figure = front_chart.front(view)
+    numbers = np.frombuffer(b64decode(figure["data"][0]["customdata"]["bdata"]), dtype="<i4")
+    caught = front_chart.front(view, scene=Scene(caught=numbers[:6]))
+    crowd = caught["data"][0]
+    mask = mask_of(ElementTree.fromstring(still(caught)))
+    order = np.frombuffer(b64decode(crowd["customdata"]["bdata"]), dtype="<i4").tolist()
+    depth = {
+        number: mask[round(b * (mask.shape[0] - 1)), round(a * (mask.shape[1] - 1))]
+        for number, a, b in zip(order, *shares(caught, crowd), strict=True)
+    }
+    within = [depth[n] for n in numbers[:6].tolist()]
+    assert min(within) >= 88 and sum(d < 60 for n, d in depth.items() if n not in numbers[:6]) >= 12
+
+
 def test_layouts_over_one_another_are_darker(view, monkeypatch):
     monkeypatch.setattr(scene, "MANY", 3)
     figure = front_chart.front(view)
