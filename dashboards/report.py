@@ -69,7 +69,7 @@ def report_page(store: Store, study: StudyRecord, reasons: Reasons | None = None
     # The policy names every script by its hash: whatever else found its way into the file would not run,
     # and nothing in it may reach the network.
     allowed = " ".join(assets.source_hash(script) for script in scripts)
-    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; form-action 'none'; base-uri 'none'"
     return ReportPage(
         name=study.name,
         policy=policy,

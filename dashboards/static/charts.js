@@ -2,7 +2,8 @@
 // of the current scheme; ties its points to the rows of the same trial; saves it as a file.
 
 const scheme = matchMedia("(prefers-color-scheme: dark)");
-const settings = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"] };
+// Plotly would offer to upload a picture to its maker: nothing of a study leaves the page.
+const settings = { displaylogo: false, showSendToCloud: false, plotlyServerURL: "", responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"] };
 // The data is asked for while Plotly is still being read: scripts that are deferred have run once this fires.
 const ready = window.Plotly ? Promise.resolve() : new Promise((run) => document.addEventListener("DOMContentLoaded", run, { once: true }));
 const CROWD = "beaten";

@@ -17,6 +17,11 @@ ARGUMENTS = [
     "--no-first-run",
 ]
 STATES = "[...document.querySelectorAll('[data-chart]')].map(box => box.dataset.state)"
+BUTTONS = "[...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)"
+OWN_BUTTONS = {
+    *("Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes", "Show everything", "Toggle Spike Lines"),
+    *("Orbital rotation", "Turntable rotation", "Reset camera to default", "Reset camera to last save"),
+}
 WITHOUT = [
     pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium at /usr/bin/chromium"),
     pytest.mark.slow,
@@ -66,3 +71,5 @@ class Watched:
         assert states == ["drawn"] * pictures
         # Plotly says in the picture that it could not draw it, and takes it for drawn.
         assert self.page.locator(".no-webgl").count() == 0
+        offered = set(self.page.evaluate(BUTTONS))
+        assert offered <= OWN_BUTTONS, "nothing may offer to send a picture away"
