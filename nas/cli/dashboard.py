@@ -43,6 +43,7 @@ def command(
     import logging
     import os
     import secrets
+    import signal
     import socket
     import sys
     import webbrowser
@@ -122,8 +123,10 @@ def command(
     # Whoever looks at a terminal has a browser near; a service, a pipe or a test has none.
     if browser and token_file is None and sys.stderr.isatty() and _is_loopback(host):
         webbrowser.open(f"{base}/?token={secret}")
+    # A service is stopped by SIGTERM: that ends the workshop's process and gives back what it holds, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        # Once it has stopped cleanly, uvicorn raises the Ctrl-C that it caught.
+        # Once it has stopped cleanly, uvicorn raises the signal that it caught.
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
     finally:

@@ -1,5 +1,6 @@
 """`nas dashboard` as a process: loopback, a token, one line with the address, and a clean end on Ctrl-C."""
 
+import json
 import re
 import signal
 import subprocess
@@ -74,6 +75,16 @@ def test_a_dashboard_of_one_study_begins_there(
     assert re.fullmatch(r"then http://127\.0\.0\.1:\d+/studies/tiny\n", second), second
     process.send_signal(signal.SIGTERM)
     process.wait(60)
+
+
+def test_a_service_that_is_stopped_leaves_nothing_behind(served: tuple[subprocess.Popen[str], str]) -> None:
+    process, address = served
+    # A price starts the process that works prices out.
+    status, told = answer(f"{address}/api/v1/studies/tiny/trials/0/price", TOKEN)
+    assert status == 200 and json.loads(told)["stored_bytes"] > 0
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
 
 
 def test_prometheus_scrapes_with_a_token_from_a_file(
