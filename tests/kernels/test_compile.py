@@ -28,7 +28,14 @@ SPILLS: dict[tuple[str, str, str], tuple[int, str]] = {
     ("low_rank_delta", "forward", "float32"): (8, "two numbers, on an H100 alone"),
     ("low_rank_delta", "backward", "float32"): (8, "two numbers, on an A100 alone"),
     ("low_rank_delta", "pairs_backward", "float32"): (32, "eight numbers, even at the fewest keys"),
-    ("softmax_attention", "step", "float32"): (8, "two numbers, at any number of slots"),
+    ("softmax_attention", "backward_queries", "float32"): (
+        16,
+        "four numbers with one option, on an H100 alone; half the keys spill none",
+    ),
+    ("softmax_attention", "step", "float32"): (
+        48,
+        "two numbers, at any number of slots, and twelve with every option; more with other warps",
+    ),
 }
 """(operator, kernel, type) → bytes that it may spill, and why."""
 
