@@ -34,7 +34,7 @@ lint: $(VENV)/.development
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not exhaustive" $(ARGS)
 
-# With what repeats at length what the tests above ask of a part: hours, not minutes.
+# With what repeats at length what the tests above ask of a part: some ten minutes more.
 test-all: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
