@@ -179,7 +179,18 @@ def test_a_crowd_stands_in_the_report_too(watched, store, tmp_path):
     write_report(store, store.study("quick"), path)
     watched.page.goto(path.as_uri())
     watched.drawn(4)
-    assert len(seen(watched)) >= 20
+    whole = seen(watched)
+    assert len(whole) >= 20
+    page = watched.page
+    edge = page.locator("[data-chart=front] .nsewdrag").first.bounding_box()
+    left, top, wide, high = (edge[key] for key in ("x", "y", "width", "height"))
+    page.mouse.move(left + 0.02 * wide, top + 0.4 * high)
+    page.mouse.down()
+    page.mouse.move(left + 0.6 * wide, top + 0.98 * high, steps=6)
+    page.mouse.up()
+    watched.until(OPACITIES, lambda found: any(opacity is None for _, opacity in found))
+    page.mouse.dblclick(*alone(page)[1:])
+    watched.until(OPACITIES, lambda found: [n for n, opacity in found if opacity is not None] == whole)
     assert watched.page.locator(".no-webgl").count() == 0
 
 
