@@ -50,10 +50,10 @@ class Crowd {
 
   // A trace of the figure, or nothing; drawn once Plotly has drawn its axes.
   show(trace, colour) {
+    this.leave();
     this.trace = trace || null;
     this.colour = colour;
     this.sources = null;
-    this.leave();
     this.draw();
   }
 
