@@ -1,11 +1,11 @@
 """The section of a study's pages that says why its layers stand where they stand: sentences, pictures, tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dashboards import quantities, strips
+from dashboards import labels, quantities, strips
 from dashboards.charts import GRID, INK, SCALE, Figure, bare_axis, bare_layout, plain
-from dashboards.reasons import FRONT, Effect, Importance, Reasons, outside
+from dashboards.reasons import FRONT, Effect, Importance, Ratio, Reasons, outside
 from dashboards.tables import Column, Entry, Row, Table
 
 
@@ -267,8 +267,10 @@ def _ratios(found: Reasons, families: Mapping[str, str]) -> Picture:
     letters = strips.marks(families)
     mixers = [row for row in found.ratios if not row.family]
     traces: list[Figure] = []
+    placed = _letters_placed(mixers, letters)
     for name in dict.fromkeys(row.name for row in mixers):
         own = [row for row in mixers if row.name == name]
+        sides = [placed.get(mixers.index(row)) for row in own]
         family = strips.family_of(families.get(name, "")).name
         hover = [
             f"{plain(name)} in {row.layers} of {row.of} layers: {row.trials} trials, mean "
@@ -289,8 +291,8 @@ def _ratios(found: Reasons, families: Mapping[str, str]) -> Picture:
                     "thickness": 1,
                     "width": 3,
                 },
-                "text": [plain(letters.get(name, name[:2])) for _ in own],
-                "textposition": "top center",
+                "text": [plain(letters.get(name, name[:2])) if side else "" for side in sides],
+                "textposition": [side or "top center" for side in sides],
                 "line": {"color": f"var(--family-{family})", "width": 1.5},
                 "marker": {"size": 7, "color": f"var(--family-{family})"},
                 "customdata": [row.best_trial for row in own],
@@ -328,6 +330,23 @@ def _ratios(found: Reasons, families: Mapping[str, str]) -> Picture:
         figure={"data": traces, "layout": layout},
         table=_table(f"{found.objective} by number of layers", titles, numbers, rows),
     )
+
+
+def _letters_placed(rows: Sequence[Ratio], letters: Mapping[str, str]) -> dict[int, str]:
+    """By place in the list, on which side of its mark the letters of a mixer have room; the ends of lines come first."""
+    means = [row.mean for row in rows]
+    low, span = min(means, default=0.0), (max(means, default=0.0) - min(means, default=0.0)) or 1.0
+    spots = [
+        labels.Spot(
+            key=place,
+            x=0.05 + 0.9 * row.layers / row.of,
+            y=0.05 + 0.9 * (row.mean - low) / span,
+            text=letters.get(row.name, row.name[:2]),
+            weight=row.layers,
+        )
+        for place, row in enumerate(rows)
+    ]
+    return labels.places(spots, width=480, height=250)
 
 
 def _table(caption: str, titles: tuple[str, ...], numbers: tuple[str, ...], rows: list[Row]) -> Table:

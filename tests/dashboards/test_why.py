@@ -90,6 +90,27 @@ def test_bars_and_shares_hold_the_numbers():
     assert ratios.figure["data"][0]["y"] == [0.5] and len(ratios.table.rows) == 2
 
 
+def test_the_letters_of_mixers_that_agree_stand_apart():
+    (row, _) = reasons().ratios
+    names = [f"m{letter}" for letter in "abcdefghijkl"]
+    rows = [
+        replace(row, name=name, layers=layers, of=3, mean=0.5 if layers == 1 else 0.05 * i)
+        for i, name in enumerate(names)
+        for layers in (1, 3)
+    ]
+    picture = why(replace(reasons(), ratios=tuple(rows)), dict.fromkeys(names, "delta")).pictures[-1]
+    traces = picture.figure["data"]
+    where = [
+        (x, y, side)
+        for trace in traces
+        for x, y, text, side in zip(trace["x"], trace["y"], trace["text"], trace["textposition"], strict=True)
+        if text
+    ]
+    assert len(where) == len(set(where)), "two letters on one side of one place"
+    assert sum(x == 1 for x, *_ in where) < len(names), "there is no room for twelve"
+    assert all(trace["text"][1] for trace in traces), "the ends, which are apart, all say whose they are"
+
+
 @pytest.mark.parametrize("trust", [None, replace(TRUST, rank_correlation=0.1)])
 def test_a_surrogate_that_foretells_nothing_has_no_picture(trust):
     found = reasons()
