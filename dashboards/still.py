@@ -318,7 +318,7 @@ def _bar(axis: Figure, ends: tuple[float, float], narrow: bool) -> str:
         '<svg x="100%" overflow="visible"><rect x="22" width="8" y="10%" height="80%" fill="url(#shades)"/>'
     )
     parts += [f'<text x="34" y="{_at(0.9 - 0.8 * at)}" dy="4">{_text(words)}</text>' for at, words in marks]
-    far = 50 + max((_width(words) for _, words in marks), default=0)
+    far = 58 + max((_width(words) for _, words in marks), default=0)
     parts.append(
         f'<svg x="{far:.0f}" y="50%" overflow="visible"><text transform="rotate(-90)" text-anchor="middle">{title}</text></svg>'
     )
