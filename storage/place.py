@@ -41,6 +41,12 @@ def place_of(url: str) -> Place:
     return _sqlite_place(url, shown) if scheme in _SQLITE else _server_place(url, shown)
 
 
+def is_missing(url: str) -> bool:
+    """Whether a database is a file that is not there yet; StorageError as `place_of`."""
+    path = place_of(url).path
+    return path is not None and not path.exists()
+
+
 def _sqlite_place(url: str, shown: str) -> Place:
     # Read by hand: make_url would take a "?" or a "%" in a file's name for something else.
     after = url.partition("://")[2]

@@ -83,7 +83,10 @@ def command(
         # The libraries take seconds to load, and a silent terminal looks broken.
         say("nas: loading torch and the vocabulary …")
     from nas.cli.session import run_search
+    from nas.config import resolve
     from nas.errors import reading_input
+    from nas.plan import make_plan
+    from storage.place import is_missing
 
     flags = {
         "study": study,
@@ -107,4 +110,8 @@ def command(
     }
     with reading_input():
         given = given_layers(config, assignments, flags)
+        first = resolve(given)
+        if is_missing(first.storage):
+            # What cannot be searched leaves no database behind; what is read here is not read twice.
+            make_plan(first)
     return run_search(given, json_output=json)

@@ -158,6 +158,9 @@ def test_fault_35_bad_data_is_refused_with_its_place(
     evaluate = ("evaluate", "full", "--config", text_config, "--task", "bytes")
     for command in (search, evaluate):
         err = refused(*command, "--data", path)
+        assert not Path(url.removeprefix("sqlite:///")).exists(), (
+            "a search that never began leaves no database"
+        )
         assert said in err and name in err
 
 
