@@ -63,6 +63,8 @@ def test_it_runs_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> No
         [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)],
         check=True,
         capture_output=True,
+        # With the sources on its path pip takes the package for installed.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )  # fmt: skip
     # The libraries are those of the present environment; its own way to the sources is not followed from a .pth file.
     site = next((home / "lib").glob("python*")) / "site-packages"
