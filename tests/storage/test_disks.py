@@ -7,6 +7,7 @@ import pytest
 
 from nas.cli.main import main
 from storage import disks
+from storage.store import Store
 
 MOUNTS = """\
 overlay / overlay rw 0 0
@@ -54,6 +55,8 @@ def test_fault_18_sqlite_on_a_network_disk_is_warned_of_at_the_start(
         asked.append((path, mounts))
         return "nfs4"
 
+    # The file is there already: a search that never began would make none.
+    Store.open(f"sqlite:///{tmp_path}/nas.db").close()
     monkeypatch.setattr(disks, "file_system", everywhere)
     # A space that nothing satisfies ends the search before it trains.
     code = main(["search", "--storage", f"sqlite:///{tmp_path}/nas.db", "--constraint", "kv_bytes<=1B"])
