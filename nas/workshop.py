@@ -9,13 +9,12 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 from dashboards.desk import LayerPrice, Missing, NetworkPrice
 from dashboards.reasons import Reasons
@@ -23,10 +22,13 @@ from dashboards.scene import Doubt
 from storage.glances import Glance
 from storage.records import Axis, ResultRecord, StudyRecord, TrialRecord
 
+T = TypeVar("T")
 EXPLAINED = 3000
 """Trials that reasons are worked out from: those of the front and the last ones, where a study has more."""
 PATIENCE_S = 30.0
 WATCH_S = 2.0
+START_S = 20.0
+"""How long the other process may take to start, where it is ended at once."""
 
 
 class OwnProcess:
@@ -41,16 +43,29 @@ class OwnProcess:
         self._reasons: dict[tuple[str, float], tuple[int, Future[Reasons | None]]] = {}
 
     def close(self) -> None:
-        """Ends the other process, whatever it is doing."""
+        """Ends the other process, whatever it is doing, and waits until it and the pool's threads are gone.
+
+        Were the threads left to end by themselves, they could close their pipe while the interpreter, ending, writes
+        to it.
+        """
+        self._end(self._pool)
+
+    def _end(self, pool: ProcessPoolExecutor | None) -> None:
+        """Ends one pool, unless somebody else did: the one that was started since is none of its business."""
         with self._lock:
-            pool, self._pool = self._pool, None
-            pid = self._pid
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if pid is not None and pid.done() and pid.exception() is None:
-                # What it is working out may take minutes, and nobody waits for it any more.
-                with suppress(ProcessLookupError):
-                    os.kill(pid.result(), signal.SIGTERM)
+            if pool is None or pool is not self._pool:
+                return
+            pid, self._pool = self._pid, None
+        assert pid is not None, "asked when the pool was started"
+        ended = True
+        try:
+            # What it is working out may take minutes, and nobody waits for it any more.
+            os.kill(pid.result(START_S), signal.SIGTERM)
+        except (BrokenProcessPool, ProcessLookupError):
+            pass
+        except TimeoutError:
+            ended = False
+        pool.shutdown(wait=ended, cancel_futures=True)
 
     def price(
         self,
@@ -62,12 +77,7 @@ class OwnProcess:
     ) -> list[NetworkPrice]:
         """As `Workshop.price`."""
         try:
-            return (
-                self._workers().submit(_priced, dict(config), layout, list(points), width).result(PATIENCE_S)
-            )
-        except BrokenProcessPool:
-            self.close()
-            raise Missing("The process that prices layouts has died: ask again.") from None
+            return self._ask(_priced, dict(config), layout, list(points), width)
         except TimeoutError:
             raise Missing("Pricing this layout takes too long here: use nas cost.") from None
         except ValueError as error:
@@ -76,8 +86,20 @@ class OwnProcess:
     def defaults(self) -> Mapping[str, Any]:
         """As `Workshop.defaults`; asked of the other process once."""
         if self._defaults is None:
-            self._defaults = self._workers().submit(usual).result(PATIENCE_S)
+            try:
+                self._defaults = self._ask(usual)
+            except TimeoutError:
+                raise Missing("The process that knows the defaults takes too long: ask again.") from None
         return self._defaults
+
+    def _ask(self, call: Callable[..., T], *args: Any) -> T:
+        """The other process's answer. TimeoutError where it takes too long; Missing where it died on the way."""
+        workers = self._workers()
+        try:
+            return workers.submit(call, *args).result(PATIENCE_S)
+        except (BrokenProcessPool, CancelledError):
+            self._end(workers)
+            raise Missing("The process that knows the mixers has died: ask again.") from None
 
     def reasons(self, study: StudyRecord, version: int) -> Reasons | str:
         """As `Workshop.reasons`; the last ones that are known while newer ones are worked out."""
@@ -85,10 +107,11 @@ class OwnProcess:
         with self._lock:
             known = self._reasons.get(key)
         if known is None or (known[1].done() and known[0] != version):
+            workers = self._workers()
             try:
-                asked = self._workers().submit(explained, self._url, study.name)
+                asked = workers.submit(explained, self._url, study.name)
             except BrokenProcessPool:
-                self.close()
+                self._end(workers)
                 return "The process that explains has died: it is started anew."
             with self._lock:
                 self._reasons[key] = (version, asked)

@@ -1,6 +1,9 @@
 """What the dashboard asks of the upper floor: prices as `nas cost` has them, reasons, and what seeds say."""
 
 import json
+import os
+import signal
+import threading
 import time
 
 import pytest
@@ -48,6 +51,7 @@ def test_a_price_is_what_its_command_prints(capsys, layout, fill):
 
 def test_another_process_prices_and_says_what_it_cannot(tmp_path):
     own = OwnProcess(f"sqlite:///{tmp_path}/none.db")
+    before = threading.active_count()
     try:
         assert own.price(CONFIG, "2*kda", [(1024, 1)]) == prices(CONFIG, "2*kda", [(1024, 1)], None)
         (wide,) = own.price(CONFIG, "2*kda", [(1024, 1)], width=512)
@@ -59,9 +63,44 @@ def test_another_process_prices_and_says_what_it_cannot(tmp_path):
         assert own.defaults()["target"]["width"] == 1024
         first = own._pool
         own.close()
+        # Threads of the pool that outlive it race with the interpreter's end.
+        assert threading.active_count() == before
         assert own.price(CONFIG, "kda", [(1024, 1)]) and own._pool is not first
     finally:
         own.close()
+
+
+def test_a_process_that_died_is_started_anew(tmp_path):
+    own = OwnProcess(f"sqlite:///{tmp_path}/none.db")
+    try:
+        assert own.price(CONFIG, "kda", [(1024, 1)])
+        os.kill(own._pid.result(), signal.SIGKILL)
+        with pytest.raises(Missing, match="ask again"):
+            own.price(CONFIG, "kda", [(1024, 1)])
+        assert own.price(CONFIG, "kda", [(1024, 1)])
+    finally:
+        own.close()
+
+
+def test_a_process_that_is_still_starting_is_ended(tmp_path):
+    own = OwnProcess(f"sqlite:///{tmp_path}/none.db")
+    before = threading.active_count()
+    told = []
+
+    def ask():
+        try:
+            told.append(own.price(CONFIG, "kda", [(1024, 1)]))
+        except Missing as refusal:
+            told.append(str(refusal))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while own._pid is None:
+        time.sleep(0.001)
+    own.close()
+    asking.join(20)
+    assert "has died" in told[0]
+    assert threading.active_count() == before
 
 
 def test_a_search_that_came_to_its_end_is_finished(run, config_file, url):
