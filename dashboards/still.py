@@ -18,12 +18,13 @@ import numpy as np
 
 from dashboards import assets
 from dashboards.charts import SCALE, Figure
+from dashboards.labels import LETTER
 from dashboards.scene import CROWD
 from dashboards.view import Floats
 
 SVG = "http://www.w3.org/2000/svg"
 W, H = 600, 390
-LETTER_PX, ROW_PX = 6.2, 19
+ROW_PX = 19
 # How much of each pixel around its middle a dot of four pixels covers: down, along, share.
 _DOT = tuple(
     (down, along, 1.0 if down**2 + along**2 <= 2 else 0.5 if down**2 + along**2 <= 4 else 0.25)
@@ -97,7 +98,7 @@ def _text(words: str) -> str:
 
 
 def _width(words: str) -> float:
-    return LETTER_PX * len(words)
+    return LETTER * len(words)
 
 
 def _at(share: float) -> str:
@@ -122,7 +123,7 @@ def _grid(across: _Scale, up: _Scale, width_px: float) -> str:
         half = _width(words) / 2
         # Words that would run into those before them are left out.
         if width_px * at - half > free:
-            free = width_px * at + half + LETTER_PX
+            free = width_px * at + half + LETTER
             lines.append(
                 f'<text class="tick" x="{_at(at)}" y="100%" dy="15" text-anchor="middle">{_text(words)}</text>'
             )

@@ -75,8 +75,8 @@ class Crowd {
     const weights = Uint8Array.from(dots, (dot) => dot[2]);
     const steps = Int32Array.from(dots, ([x, y]) => y * width + x);
     const reach = Math.ceil(DOT_PX * density);
-    const within = new Uint16Array(width * height);
-    const outside = new Uint16Array(width * height);
+    const within = new Uint8ClampedArray(width * height);
+    const outside = new Uint8ClampedArray(width * height);
     const first = this.trace.meta.outside === undefined ? 0 : xs.length - this.trace.meta.caught;
     // Which layout stands at a pixel, counted from 1: how a pointer finds it again.
     this.owners = new Int32Array(width * height);

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dashboards.view import StudyView, study_view
 from storage.records import Axis, LayoutRecord, NewTrial, ResultRecord, StudyRecord
 from storage.store import Store
 from tests.dashboards.served import Served
@@ -258,3 +259,17 @@ def watched(browser, serve):  # noqa: ARG001 - so that pages close before their 
     yield (seen := Watched(context.new_page()))
     context.close()
     assert seen.faults == []
+
+
+@pytest.fixture
+def study(store: Store) -> StudyRecord:
+    """The study of forty layouts."""
+    found = store.study("quick")
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def view(store: Store, study: StudyRecord) -> StudyView:
+    """What its pages are made of."""
+    return study_view(study, store.trials(study))

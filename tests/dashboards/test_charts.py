@@ -17,16 +17,6 @@ from dashboards.view import kind_of, study_view
 from storage.glances import glance_of
 
 
-@pytest.fixture
-def study(store):
-    return store.study("quick")
-
-
-@pytest.fixture
-def view(store, study):
-    return study_view(study, store.trials(study))
-
-
 def well_formed(figure):
     json.dumps(figure, allow_nan=False)
     plotly.graph_objects.Figure(figure)

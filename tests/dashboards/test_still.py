@@ -17,21 +17,10 @@ from dashboards.choice import Choice
 from dashboards.limits import limits_of
 from dashboards.scene import Doubt, Scene
 from dashboards.still import SVG, still
-from dashboards.view import study_view
 from tests.dashboards.conftest import HOSTILE
 
 AXES = ("quality", "latency_ms", "kv_bytes")
 TAG = f"{{{SVG}}}"
-
-
-@pytest.fixture
-def study(store):
-    return store.study("quick")
-
-
-@pytest.fixture
-def view(store, study):
-    return study_view(study, store.trials(study))
 
 
 def shares(figure, trace):

@@ -28,16 +28,17 @@ SPILLS: dict[tuple[str, str, str], tuple[int, str]] = {
     ("low_rank_delta", "forward", "float32"): (8, "two numbers, on an H100 alone"),
     ("low_rank_delta", "backward", "float32"): (8, "two numbers, on an A100 alone"),
     ("low_rank_delta", "pairs_backward", "float32"): (32, "eight numbers, even at the fewest keys"),
+    ("softmax_attention", "step", "float32"): (8, "two numbers, at any number of slots"),
+}
+"""(operator, kernel, type) → bytes that it may spill, and why."""
+OPTION_SPILLS = SPILLS | {
     ("softmax_attention", "backward_queries", "float32"): (
         16,
         "four numbers with one option, on an H100 alone; half the keys spill none",
     ),
-    ("softmax_attention", "step", "float32"): (
-        48,
-        "two numbers, at any number of slots, and twelve with every option; more with other warps",
-    ),
+    ("softmax_attention", "step", "float32"): (48, "twelve numbers with one option; more with other warps"),
 }
-"""(operator, kernel, type) → bytes that it may spill, and why."""
+"""The same where every option is compiled: seldom used ones may spill more than those that are found first."""
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,11 @@ def apart() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def check(operator, rows):
+def check(operator, rows, spills=SPILLS):
     """Rows of an operator; its kernels must all be among them."""
     for row in rows:
         assert row.shared_bytes <= SHARED_BYTES[row.architecture], row
-        allowed, _ = SPILLS.get((operator, row.kernel, row.dtype), (0, ""))
+        allowed, _ = spills.get((operator, row.kernel, row.dtype), (0, ""))
         assert row.spilled_bytes <= allowed, row
     assert {row.kernel for row in rows} == {row.kernel for row in table(operator)}
 
@@ -77,4 +78,5 @@ def test_the_program_prints_what_it_compiled():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_configuration_fits_with_every_option(operator, architecture, apart):
     dtypes = ("bfloat16", "float16", "float32")
-    check(operator, apart.submit(footprints, operator, architecture, dtypes, every=True).result())
+    rows = apart.submit(footprints, operator, architecture, dtypes, every=True).result()
+    check(operator, rows, OPTION_SPILLS)
