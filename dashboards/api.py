@@ -16,7 +16,7 @@ from dashboards.answers import (
     line,
 )
 from dashboards.choice import Choice
-from dashboards.desk import Desk, NetworkPrice, find_trial
+from dashboards.desk import Desk, Missing, NetworkPrice, find_trial
 from dashboards.memory import Snapshot
 from dashboards.trial_page import Deployment, price_of
 from storage.records import TrialRecord
@@ -130,14 +130,15 @@ def router(desk: Desk) -> APIRouter:
         )
         return found
 
-    @routes.get("/studies/{segment}/trials/{number}/price", responses={501: REFUSALS[400]})
+    @routes.get("/studies/{segment}/trials/{number}/price")
     def price(segment: Segment, number: Number, wanted: Annotated[Deployment, Query()]) -> NetworkPrice:
-        """A trial's exact costs at a context and a batch: what `nas cost` prints."""
+        """A trial's exact costs at a context and a batch, as `nas cost` prints them, and its latency if measured there."""
         with desk.study(segment) as (store, study):
             trial = find_trial(store, study, number)
-        found = price_of(desk, study, trial, *wanted.of(study))
+            snapshot = desk.library.snapshot(store, study)
+        found = price_of(desk, snapshot, trial, *wanted.of(study))
         if found is None:
-            raise HTTPException(501, "This layout cannot be priced here: use nas cost.")
+            raise Missing("This layout cannot be priced here: use nas cost.")
         return found
 
     @routes.get(

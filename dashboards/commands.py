@@ -16,6 +16,16 @@ def show(storage: str, study: str, number: int) -> str:
     return _line("nas", "show", str(number), f"--study={study}", f"--storage={storage}")
 
 
+def measure(layout: str, storage: str, study: str, context: int, batch: int, width: int | None = None) -> str:
+    """Measures a layout's latency by layer at a context and a batch, and keeps it in the study's database.
+
+    `width` where it is the layout's own and not the study's.
+    """
+    where = [f"--study={study}", f"--storage={storage}", f"--context={context}", f"--batch={batch}"]
+    where += [] if width is None else [f"--width={width}"]
+    return _line("nas", "measure", layout, *where, "--no-whole")
+
+
 def evaluate(
     layout: str,
     config: Mapping[str, Any] | None = None,

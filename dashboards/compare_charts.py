@@ -1,4 +1,4 @@
-"""Pictures of several layouts at once: what they keep at every context, and how they score."""
+"""Pictures of several layouts at once: what they keep at every context, how long they take, and how they score."""
 
 from collections.abc import Sequence
 
@@ -8,43 +8,73 @@ from dashboards.desk import NetworkPrice
 from dashboards.trial_charts import COLOURS, DASHES
 from storage.glances import Glance
 
+Line = list[tuple[int, float, str]]
+"""Context, value, and what is said of both."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
 def contexts(picked: Sequence[Glance], prices: Sequence[Sequence[NetworkPrice]]) -> Figure:
     """Cache bytes against context, one line a layout, told apart by colour, dash and mark."""
+    lines: list[Line] = [
+        [
+            (
+                price.context,
+                max(1, price.stored_bytes),
+                f"{quantities.size(price.stored_bytes)} at {quantities.tokens(price.context)}, "
+                f"{quantities.size(price.read_bytes)} read a step",
+            )
+            for price in own
+        ]
+        for own in prices
+    ]
+    return _against_context(picked, lines, "cache", "stored_bytes")
+
+
+def latencies(picked: Sequence[Glance], prices: Sequence[Sequence[NetworkPrice]]) -> Figure:
+    """Decode latency against context, as far as it was measured; one line a layout."""
+    lines: list[Line] = [
+        [
+            (
+                price.context,
+                price.latency.latency_ms,
+                f"{quantities.milliseconds(price.latency.latency_ms)} at {quantities.tokens(price.context)}",
+            )
+            for price in own
+            if price.latency
+        ]
+        for own in prices
+    ]
+    return _against_context(picked, lines, "decode latency", "latency_ms")
+
+
+def _against_context(picked: Sequence[Glance], lines: Sequence[Line], title: str, unit_of: str) -> Figure:
     traces: list[Figure] = []
-    least, most = 2.0**62, 1.0
-    for place, (seen, own) in enumerate(zip(picked, prices, strict=True)):
+    for place, (seen, line) in enumerate(zip(picked, lines, strict=True)):
         colour = COLOURS[place % 5]
-        sizes = [max(1, price.stored_bytes) for price in own]
-        least, most = min(least, *sizes), max(most, *sizes)
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": _name(seen),
-                "x": [price.context for price in own],
-                "y": sizes,
+                "x": [context for context, _, _ in line],
+                "y": [value for _, value, _ in line],
                 "line": {"color": colour, "dash": DASHES[place % 5], "width": 2},
                 "marker": {"symbol": SYMBOLS[place % 6], "size": 8, "color": colour},
-                "hovertext": [
-                    f"{_name(seen)}<br>{quantities.size(price.stored_bytes)} at {quantities.tokens(price.context)}, "
-                    f"{quantities.size(price.read_bytes)} read a step"
-                    for price in own
-                ],
+                "hovertext": [f"{_name(seen)}<br>{words}" for _, _, words in line],
                 "hoverinfo": "text",
             }
         )
     layout = bare_layout(height=380)
-    at = [price.context for price in prices[0]] if prices else []
+    at = sorted({context for line in lines for context, _, _ in line})
+    shown = at[::2] if len(at) > 6 else at
     layout["xaxis"] = bare_axis("context") | {
         "type": "log",
-        "tickvals": at[::2],
-        "ticktext": [quantities.tokens(context) for context in at[::2]],
+        "tickvals": shown,
+        "ticktext": [quantities.tokens(context) for context in shown],
     }
-    places, words = quantities.ticks("stored_bytes", least, most, log=True)
-    layout["yaxis"] = bare_axis("cache") | {"type": "log", "tickvals": places, "ticktext": words}
+    values = [value for line in lines for _, value, _ in line]
+    places, words = quantities.ticks(unit_of, min(values, default=1.0), max(values, default=1.0), log=True)
+    layout["yaxis"] = bare_axis(title) | {"type": "log", "tickvals": places, "ticktext": words}
     layout["legend"] = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     layout["showlegend"] = True
     return {"data": traces, "layout": layout}

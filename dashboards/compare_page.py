@@ -1,7 +1,7 @@
 """The page that lays two to six layouts side by side: strips, costs against context, scores, and words."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,16 +10,20 @@ from dashboards import addresses, quantities, strips, tables
 from dashboards.choice import Choice
 from dashboards.desk import Desk, Missing, NetworkPrice
 from dashboards.front_page import tabs
+from dashboards.latencies import with_latencies
 from dashboards.memory import Snapshot
 from dashboards.pages import LegendItem, Page, Tab, legend
 from dashboards.strips import Strip
 from dashboards.tables import Column, Entry, Row, Table
+from dashboards.trial_page import Deployment
 from dashboards.view import StudyView, changes
 from storage.glances import Glance
 
 MOST = 6
+Line = list[tuple[int, float]]
+"""Context and cost."""
 CONTEXTS = tuple(2**power for power in range(9, 21))
-"""The contexts at which costs are taken, from 512 to 1M."""
+"""The contexts at which costs are taken, from 512 to 1M; that of the study is another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,8 @@ class ComparePage(Page):
     scores_source: str
     values: Table
     costs: Table
+    times_source: str
+    times: Table
     most: int
 
 
@@ -78,6 +84,8 @@ def compare_page(desk: Desk, segment: str, choice: Choice) -> ComparePage:
         scores_source=addresses.figure(name, "tasks") + asked,
         values=_values(view, picked),
         costs=_costs(picked, prices),
+        times_source=addresses.figure(name, "latencies") + asked,
+        times=_times(picked, prices),
         most=MOST,
     )
 
@@ -94,12 +102,14 @@ def seen_of(snapshot: Snapshot, choice: Choice) -> list[Glance]:
 
 
 def prices_of(desk: Desk, snapshot: Snapshot, picked: Sequence[Glance]) -> tuple[Sequence[NetworkPrice], ...]:
-    """Each layout's costs at all contexts, at the study's batch; nothing where nobody prices."""
+    """Each layout's costs at all contexts, at the study's batch; nothing where nobody prices.
+
+    With its latency where it was measured.
+    """
     if desk.workshop is None:
         return ()
-    target = snapshot.study.config.get("target")
-    batch = int(target.get("batch") or 1) if isinstance(target, dict) else 1
-    points = [(context, batch) for context in CONTEXTS]
+    searched, batch = Deployment().of(snapshot.study)
+    points = [(context, batch) for context in sorted({*CONTEXTS, searched})]
     found = []
     for seen in picked:
         width = seen.costs.get("width")
@@ -114,7 +124,7 @@ def prices_of(desk: Desk, snapshot: Snapshot, picked: Sequence[Glance]) -> tuple
             )
         except Missing:
             return ()
-    return tuple(found)
+    return tuple(with_latencies(desk, snapshot, found))
 
 
 def difference(view: StudyView, one: Glance, other: Glance) -> str:
@@ -146,20 +156,26 @@ def difference(view: StudyView, one: Glance, other: Glance) -> str:
 
 
 def crossings(picked: Sequence[Glance], prices: Sequence[Sequence[NetworkPrice]]) -> tuple[str, ...]:
-    """From which context on which of two layouts keeps less, for every two that change places."""
-    told = []
-    for i, one in enumerate(prices):
-        for j in range(i + 1, len(prices)):
-            gap = np.sign([a.stored_bytes - b.stored_bytes for a, b in zip(one, prices[j], strict=True)])
-            turns = [k for k in range(1, len(gap)) if gap[k] * gap[k - 1] < 0]
-            for k in turns:
-                less = picked[j if gap[k] > 0 else i].number
-                more = picked[i if gap[k] > 0 else j].number
-                low, high = (quantities.tokens(CONTEXTS[n]) for n in (k - 1, k))
-                told.append(
-                    f"Between {low} and {high} of context trial {less} comes to keep less than trial {more}."
-                )
-    return tuple(told)
+    """From which context on which of two layouts keeps less, or takes less time, for every two that change places."""
+    kept: list[Line] = [[(price.context, price.stored_bytes) for price in own] for own in prices]
+    took: list[Line] = [
+        [(price.context, price.latency.latency_ms) for price in own if price.latency] for own in prices
+    ]
+    return (*_turns(picked, kept, "keep less"), *_turns(picked, took, "take less time a step"))
+
+
+def _turns(picked: Sequence[Glance], lines: Sequence[Line], does: str) -> Iterator[str]:
+    for i, one in enumerate(lines):
+        for j in range(i + 1, len(lines)):
+            values, others = dict(one), dict(lines[j])
+            at = [context for context in values if context in others]
+            gap = np.sign([values[context] - others[context] for context in at])
+            for k in range(1, len(gap)):
+                if gap[k] * gap[k - 1] < 0:
+                    less = picked[j if gap[k] > 0 else i].number
+                    more = picked[i if gap[k] > 0 else j].number
+                    low, high = (quantities.tokens(at[n]) for n in (k - 1, k))
+                    yield f"Between {low} and {high} of context trial {less} comes to {does} than trial {more}."
 
 
 def _side(view: StudyView, seen: Glance, choice: Choice) -> Side:
@@ -196,11 +212,30 @@ def _values(view: StudyView, picked: Sequence[Glance]) -> Table:
 
 def _costs(picked: Sequence[Glance], prices: Sequence[Sequence[NetworkPrice]]) -> Table:
     rows = []
-    for place, context in enumerate(CONTEXTS if prices else ()):
-        sizes = tuple(tables.value_entry("stored_bytes", own[place].stored_bytes) for own in prices)
-        rows.append(Row(entries=(Entry(text=quantities.tokens(context), sort=context), *sizes)))
-    columns = (
+    for at in zip(*prices, strict=True):
+        sizes = tuple(tables.value_entry("stored_bytes", price.stored_bytes) for price in at)
+        rows.append(Row(entries=(_context(at[0].context), *sizes)))
+    return Table(caption="Cache against context", columns=_columns("cache", picked), rows=tuple(rows))
+
+
+def _times(picked: Sequence[Glance], prices: Sequence[Sequence[NetworkPrice]]) -> Table:
+    """Decode latency at the contexts at which any of the layouts was measured."""
+    rows = []
+    for at in zip(*prices, strict=True):
+        times = [price.latency.latency_ms if price.latency else None for price in at]
+        if any(time is not None for time in times):
+            told = tuple(tables.value_entry("latency_ms", time) for time in times)
+            rows.append(Row(entries=(_context(at[0].context), *told)))
+    columns = _columns("decode latency", picked)
+    return Table(caption="Decode latency against context", columns=columns, rows=tuple(rows))
+
+
+def _context(context: int) -> Entry:
+    return Entry(text=quantities.tokens(context), sort=context)
+
+
+def _columns(cost: str, picked: Sequence[Glance]) -> tuple[Column, ...]:
+    return (
         Column(title="context", numeric=True),
-        *(Column(title=f"cache of trial {seen.number}", numeric=True) for seen in picked),
+        *(Column(title=f"{cost} of trial {seen.number}", numeric=True) for seen in picked),
     )
-    return Table(caption="Cache against context", columns=columns, rows=tuple(rows))

@@ -35,6 +35,16 @@ class LayerPrice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredLatency:
+    """What one decode step of a network took, as it was measured layer by layer."""
+
+    device: str
+    latency_ms: float
+    by_layer_ms: tuple[float, ...]
+    """Of each layer of the pattern, summed over the layers of the network that are this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkPrice:
     """What `nas cost` says of a layout: exact, in closed form, for the whole network and by layer."""
 
@@ -50,6 +60,10 @@ class NetworkPrice:
     by_layer: tuple[LayerPrice, ...]
     command: str
     """The command line that prints the same."""
+    latency_frame: str
+    """The sizes that a decode latency depends on, as measurements are kept under."""
+    latency: MeasuredLatency | None = None
+    """None where not every layer was measured at this context and batch."""
 
 
 class Workshop(Protocol):

@@ -28,7 +28,7 @@ from dashboards.still import still
 from dashboards.trial_page import Deployment, price_of
 from dashboards.why import why
 
-OF_STUDY = ("front", "front_3d", "layouts", "hypervolume", "calibration", "contexts", "tasks")
+OF_STUDY = ("front", "front_3d", "layouts", "hypervolume", "calibration", "contexts", "latencies", "tasks")
 SVG = "image/svg+xml"
 OF_TRIAL = ("layers", "curves", "scores")
 Since = Annotated[int, Query(ge=0, le=2**62, description="An earlier `version`: the crowd since then alone.")]
@@ -50,7 +50,7 @@ def router(desk: Desk) -> APIRouter:
         narrow: bool = False,
         since: Since = 0,
     ) -> Response:
-        """front, front_3d, layouts, hypervolume, calibration, contexts, tasks, why_…; layers, curves, scores of a trial."""
+        """front, front_3d, layouts, hypervolume, calibration, contexts, latencies, tasks, why_…; layers, curves, scores of a trial."""
         snapshot = desk.snapshot(segment)
         tag(request, response, stamp(snapshot), since)
         # With a lasso the crowd has an order, which new trials at its end would break.
@@ -113,9 +113,10 @@ def _of_trial(desk: Desk, snapshot: Snapshot, chart: str, number: int, deploymen
         known = trial_tables.known_scores(snapshot, trial)
         quality = {n: value for _, n, _ in known if (value := view.glance(n).value("quality")) is not None}
         return trial_charts.scores(trial, known, quality)
-    price = price_of(desk, study, trial, *deployment.of(study))
-    own = Deployment().of(study)
-    measured_at = f"{tokens(own[0])}, batch {own[1]}" if price is not None else ""
+    asked, searched = deployment.of(study), Deployment().of(study)
+    price = price_of(desk, snapshot, trial, *asked)
+    context, batch = searched if price is None or price.latency is None else asked
+    measured_at = f"{tokens(context)}, batch {batch}" if price is not None else ""
     return trial_charts.layers(trial, study.families, strips.marks(study.families), price, measured_at)
 
 
@@ -136,11 +137,13 @@ def _of_study(
             return growth_chart.hypervolume(snapshot.view, desk.luck(snapshot), others)
         case "calibration":
             return why_page.calibration(snapshot)
-        case "contexts" | "tasks":
+        case "contexts" | "latencies" | "tasks":
             picked = compare_page.seen_of(snapshot, choice)
             if chart == "tasks":
                 return compare_charts.tasks(picked)
-            return compare_charts.contexts(picked, compare_page.prices_of(desk, snapshot, picked))
+            prices = compare_page.prices_of(desk, snapshot, picked)
+            drawn = compare_charts.latencies if chart == "latencies" else compare_charts.contexts
+            return drawn(picked, prices)
         case str() if chart.startswith("why_"):
             found = why_page.reasons_of(desk, snapshot)
             section = None if isinstance(found, str) else why(found, snapshot.study.families)

@@ -72,6 +72,8 @@ class Snapshot:
     layer_kinds: Sequence[Mapping[str, Any]]
     planned: int | None = None
     """How many trials the last search of it was to make; None where none said."""
+    device: str = ""
+    """Where its latencies were last measured; empty where none said."""
     unread: int = 0
     """Trials that are there and not read yet."""
 
@@ -121,6 +123,7 @@ class Memory:
         self._known: Snapshot | None = None
         self._version: int | None = None
         self._planned: int | None = None
+        self._device = ""
         self._asked = 0
         self._reading: threading.Thread | None = None
 
@@ -132,6 +135,7 @@ class Memory:
             if last > self._asked:
                 for event in store.last_events(self._study, {PLANNED}, self._asked, 1):
                     self._planned = _planned_in(event.payload)
+                    self._device = str(event.payload.get("device") or "")
                 self._asked = last
             if not begun:
                 changed = list(range(_count(store, self._study)))
@@ -232,6 +236,7 @@ class Memory:
             neighbours=self._by_layers,
             layer_kinds=self._layers,
             planned=self._planned,
+            device=self._device,
         )
 
 

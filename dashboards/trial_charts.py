@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from dashboards import quantities, strips
+from dashboards import latencies, quantities, strips
 from dashboards.charts import FAINT, INK, Figure, bare_axis, bare_layout, plain
 from dashboards.desk import NetworkPrice
 from storage.records import ResultRecord, TrialRecord
@@ -62,21 +62,22 @@ def layers(
 
 def _bars(trial: TrialRecord, price: NetworkPrice | None) -> Bars:
     """By name: the whole, and the part of each layer of the pattern."""
-    names = ("latency_ms", "kv_bytes", "params") if price is None else ("latency_ms",)
-    bars: Bars = []
+    times = latencies.by_layer(trial, price)
+    timed: Bars = [("latency_ms", sum(times), times)] if times else []
     if price is not None:
         parts = price.by_layer
-        bars += [
+        return [
             ("kv_bytes", price.stored_bytes, [p.stored_bytes for p in parts]),
             ("read_bytes", price.read_bytes, [p.read_bytes for p in parts]),
             ("params", price.params, [p.params for p in parts]),
+            *timed,
         ]
-    for name in names:
-        if any(name in costs for costs in trial.layer_costs):
-            counts = [1] * len(trial.layer_costs) if price is None else [p.count for p in price.by_layer]
-            own = [costs.get(name, 0.0) * n for costs, n in zip(trial.layer_costs, counts, strict=False)]
-            bars.append((name, sum(own), own))
-    return bars
+    stored = [
+        (name, [costs.get(name, 0.0) for costs in trial.layer_costs])
+        for name in ("kv_bytes", "params")
+        if any(name in costs for costs in trial.layer_costs)
+    ]
+    return timed + [(name, sum(own), own) for name, own in stored]
 
 
 def _title(name: str, total: float, measured_at: str) -> str:

@@ -5,10 +5,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dashboards import addresses, commands, facts, near, quantities, strips, tables, trial_tables
+from dashboards import addresses, commands, facts, latencies, near, quantities, strips, tables, trial_tables
 from dashboards.desk import Desk, Missing, NetworkPrice, find_trial
 from dashboards.facts import Fact, FactGroup
 from dashboards.front_page import tabs
+from dashboards.latencies import with_latencies
 from dashboards.memory import Snapshot
 from dashboards.pages import LegendItem, Page, Tab, legend
 from dashboards.strips import Strip
@@ -64,6 +65,10 @@ class TrialPage(Page):
     batches: tuple[int, ...]
     priced: tuple[Fact, ...]
     price_command: str
+    latency_words: str
+    """At which context and batch, and where, the latency by layer was measured."""
+    latency_command: str
+    """What measures it at the context and the batch that are shown; empty where it is known."""
     layers: Table
     layers_source: str
     scores: Table
@@ -89,7 +94,8 @@ def trial_page(desk: Desk, segment: str, number: int, wanted: Deployment) -> Tri
         shown_url = store.shown_url
     view, name = snapshot.view, study.name
     context, batch = wanted.of(study)
-    price = price_of(desk, study, trial, context, batch)
+    price = price_of(desk, snapshot, trial, context, batch)
+    timed = _timed(snapshot, trial, price, (context, batch), shown_url)
     cells = strips.strip(trial.layout, view.families, view.marks)
     used = {part.mixer for cell in cells for part in cell.parts}
     before, after = near.on_front(view, number)
@@ -121,6 +127,8 @@ def trial_page(desk: Desk, segment: str, number: int, wanted: Deployment) -> Tri
         batches=_powers(batch, 0, 8),
         priced=() if price is None else _priced(price),
         price_command="" if price is None else price.command,
+        latency_words=timed[0],
+        latency_command=timed[1],
         layers=trial_tables.layers(view, trial, price),
         layers_source=addresses.figure(name, "layers") + figure,
         scores=trial_tables.scores(snapshot, trial),
@@ -146,18 +154,53 @@ def trial_page(desk: Desk, segment: str, number: int, wanted: Deployment) -> Tri
 
 
 def price_of(
-    desk: Desk, study: StudyRecord, trial: TrialRecord, context: int, batch: int
+    desk: Desk, snapshot: Snapshot, trial: TrialRecord, context: int, batch: int
 ) -> NetworkPrice | None:
-    """A layout at a context and a batch, None where nobody prices; ValueError where it cannot be priced."""
+    """A layout at a context and a batch, None where nobody prices; ValueError where it cannot be priced.
+
+    Its latency is there where it was measured there.
+    """
     if desk.workshop is None:
         return None
-    width = trial.costs.get("width")
-    whole = None if width is None else int(width)
     try:
-        return desk.workshop.price(study.config, trial.layout.text, ((context, batch),), width=whole)[0]
+        found = desk.workshop.price(
+            snapshot.study.config, trial.layout.text, ((context, batch),), width=_width(trial)
+        )
     except Missing:
         # A layout of a newer vocabulary, or a configuration of another program: its stored costs are shown.
         return None
+    ((price,),) = with_latencies(desk, snapshot, (found,))
+    return price
+
+
+def _width(trial: TrialRecord) -> int | None:
+    """A layout's own width, where the study gives each its own."""
+    width = trial.costs.get("width")
+    return None if width is None else int(width)
+
+
+def _timed(
+    snapshot: Snapshot,
+    trial: TrialRecord,
+    price: NetworkPrice | None,
+    asked: tuple[int, int],
+    shown_url: str,
+) -> tuple[str, str]:
+    """Where the latency by layer was measured, and what measures it as asked; empty where there is nothing to say."""
+    if price is None or not latencies.by_layer(trial, price):
+        return "", ""
+    if price.latency is not None:
+        return f"Decode latency as measured at {_place(asked)}, on {price.latency.device}.", ""
+    searched = Deployment().of(snapshot.study)
+    words = f"Decode latency as measured at {_place(searched)}"
+    if searched == asked:
+        return f"{words}.", ""
+    command = commands.measure(trial.layout.text, shown_url, snapshot.study.name, *asked, _width(trial))
+    return f"{words}; at {_place(asked)} it was not measured yet. What measures it:", command
+
+
+def _place(at: tuple[int, int]) -> str:
+    return f"{quantities.tokens(at[0])} and batch {at[1]}"
 
 
 def _powers(own: int, low: int, high: int) -> tuple[int, ...]:
@@ -169,6 +212,11 @@ def _priced(price: NetworkPrice) -> tuple[Fact, ...]:
         Fact(term="cache", text=f"{quantities.size(price.stored_bytes)} ({price.stored_bytes:,} bytes)"),
         Fact(term="read a step", text=quantities.size(price.read_bytes)),
         Fact(term="parameters of the layers", text=quantities.count(price.params)),
+        *(
+            (Fact(term="decode latency", text=quantities.milliseconds(price.latency.latency_ms)),)
+            if price.latency
+            else ()
+        ),
         Fact(term="FLOPs a token, prefill", text=quantities.count(price.flops_prefill)),
         Fact(term="FLOPs a token, decode", text=quantities.count(price.flops_decode)),
     )

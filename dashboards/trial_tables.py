@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 
-from dashboards import addresses, quantities, strips
+from dashboards import addresses, latencies, quantities, strips
 from dashboards.desk import NetworkPrice
 from dashboards.memory import Snapshot
 from dashboards.near import Change
@@ -14,13 +14,19 @@ from storage.records import EventRecord, TrialRecord
 
 
 def layers(view: StudyView, trial: TrialRecord, price: NetworkPrice | None) -> Table:
-    """What each layer of the pattern costs, as priced, or as it was stored; the latency as it was measured."""
+    """What each layer of the pattern costs, as priced, or as it was stored; the latency as it was measured.
+
+    As the bars, the numbers of a price are those of all layers of the network that are this layer of the pattern.
+    """
     cells = strips.strip(trial.layout, view.families, view.marks)
     stored = list(dict.fromkeys(name for costs in trial.layer_costs for name in costs))
-    names = ["latency_ms"] if price is not None and "latency_ms" in stored else [] if price else stored
+    times = latencies.by_layer(trial, price)
+    names = stored if price is None else ["latency_ms"] if times else []
     rows = []
     for depth, cell in enumerate(cells):
         own: Mapping[str, float] = trial.layer_costs[depth] if depth < len(trial.layer_costs) else {}
+        if price is not None:
+            own = {"latency_ms": times[depth]} if depth < len(times) else {}
         priced: tuple[Entry, ...] = ()
         if price is not None:
             part = price.by_layer[depth]

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from dashboards.desk import LayerPrice, Missing, NetworkPrice
 from dashboards.reasons import Reasons
 from dashboards.scene import Doubt
+from search_space.frame import Frame
 from storage.glances import Glance
 from storage.records import Axis, ResultRecord, StudyRecord, TrialRecord
 
@@ -135,10 +136,11 @@ class OwnProcess:
         with self._lock:
             if self._pool is None:
                 # Spawned, since the server has threads by then, and a fork of it would inherit their locks.
-                self._pool = ProcessPoolExecutor(
+                pool = ProcessPoolExecutor(
                     1, mp_context=get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
                 )
-                self._pid = self._pool.submit(os.getpid)
+                self._pid = pool.submit(os.getpid)
+                self._pool = pool
             return self._pool
 
 
@@ -159,8 +161,10 @@ def prices(
 ) -> list[NetworkPrice]:
     """A pattern of a study at each (context, batch), as `nas cost` has it. ValueError where it has no price."""
     from nas.config import of_study, resolve
+    from nas.objectives import Quantity
     from nas.prices import cost_json
     from search_space.vocabulary import read
+    from trainers.measure import frame_text
 
     target = resolve(of_study(config)).target
     frame = target.frame()
@@ -171,6 +175,7 @@ def prices(
         own = replace(
             frame, context=context, batch=batch, max_length=max(frame.train_length, frame.context, context)
         )
+        timed = Quantity(base="latency_ms", context=context, batch=batch)
         told = cost_json(pattern, own, [context], target.fill)
         (cache,) = told["cache"]
         parts = cache["by_layer"]
@@ -189,6 +194,7 @@ def prices(
                     [str(layer) for layer in pattern.layers], parts, stacked=target.fill == "stack"
                 ),
                 command=_command(layout, own, target.fill),
+                latency_frame=frame_text(timed.frame(frame), "decode"),
             )
         )
     return found
@@ -235,7 +241,7 @@ def _gathered(
     return tuple(found)
 
 
-def _command(layout: str, frame: Any, fill: str) -> str:
+def _command(layout: str, frame: Frame, fill: str) -> str:
     words = ["nas", "cost", layout, f"--width={frame.width}", f"--context={frame.context}"]
     words += [f"--batch={frame.batch}", f"--dtype={frame.dtype}", f"--vocabulary={frame.vocabulary}"]
     if frame.depth is not None:

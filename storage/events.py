@@ -12,6 +12,8 @@ from storage.tables import EventRow, StudyRow, epoch_now
 
 PLANNED = "search_planned"
 """The kind of event with which a search says how many trials it is to make, and on which device latencies are measured."""
+MEASURED = "latency_measured"
+"""The kind of event that tells of latencies which were measured beside a search, at a context and a batch."""
 _EVENTS = select(
     EventRow.seq, EventRow.at, StudyRow.name.label("study"), EventRow.kind, EventRow.payload
 ).join(StudyRow, EventRow.study_id == StudyRow.id, isouter=True)

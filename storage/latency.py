@@ -1,5 +1,6 @@
 """Rows of measured latencies: one for each device, frame, subject, phase and way of measuring."""
 
+from collections.abc import Collection
 from typing import Any, Literal, cast
 
 from sqlalchemy import Connection, select
@@ -62,9 +63,9 @@ def read_latency(
     return None if row is None else _latency(row)
 
 
-def read_latencies(connection: Connection, device: str | None) -> list[LatencyRecord]:
-    """Every measurement, or those of one device, in a fixed order."""
-    wanted = _SELECT if device is None else _SELECT.where(LatencyRow.device == device)
+def read_latencies(connection: Connection, frames: Collection[str] | None) -> list[LatencyRecord]:
+    """Every measurement, or those in some frames, in a fixed order."""
+    wanted = _SELECT if frames is None else _SELECT.where(LatencyRow.frame.in_(sorted(frames)))
     order = (LatencyRow.device, LatencyRow.frame, LatencyRow.subject, LatencyRow.phase, LatencyRow.whole)
     return [_latency(row) for row in connection.execute(wanted.order_by(*order))]
 

@@ -32,7 +32,9 @@ function concerns(event) {
   const own = root.dataset.trialOfPage;
   if (own === undefined) return true;
   try {
-    return JSON.parse(event.data).payload.trial === Number(own);
+    // What tells of no trial, such as a latency that was measured, may concern any of them.
+    const { trial } = JSON.parse(event.data).payload;
+    return trial === undefined || trial === Number(own);
   } catch {
     return true;
   }

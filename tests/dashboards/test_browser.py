@@ -14,6 +14,8 @@ import pytest
 from dashboards import addresses, figures, quantities, scene
 from dashboards.report import write_report
 from nas.workshop import OwnProcess
+from storage.records import LatencyRecord
+from storage.store import Store
 from tests.dashboards.served import TOKEN
 from tests.dashboards.watching import STATES, WITHOUT, Watched
 
@@ -177,6 +179,34 @@ def test_the_slider_shows_what_nas_cost_prints(watched, serve, url, workshop):
     by_layer = page.locator("#layers-table tbody tr td:nth-child(4)").all_text_contents()
     sizes = [sum(part["stored_bytes"] for part in cache["by_layer"][place::4]) for place in range(4)]
     assert by_layer == [quantities.size(size) for size in sizes]
+    # No latency was measured there; once one is, the page shows it without being asked again.
+    command = shlex.split(page.locator("#timed code").inner_text())
+    assert command[:3] == ["nas", "measure", "3*kda mla"] and command[-5:] == [
+        *("--context", "65536", "--batch", "4", "--no-whole")
+    ]
+    with Store.open(url) as store:
+        study = store.study("quick")
+        (price,) = workshop.price(study.config, "3*kda mla", [(65536, 4)])
+        for layer in price.by_layer:
+            store.put_latency(
+                LatencyRecord(
+                    device="cpu",
+                    frame=price.latency_frame,
+                    subject=layer.layer,
+                    phase="decode",
+                    whole=False,
+                    latency_ms=2.5,
+                    spread_ms=0.1,
+                    repetitions=5,
+                )
+            )
+        store.log(study, "latency_measured", {"device": "cpu", "context": 65536, "batch": 4})
+    took = quantities.milliseconds(2.5 * sum(layer.count for layer in price.by_layer))
+    after = watched.until(told, lambda text: f"decode latency\n{took}" in text)
+    assert "as measured at 64k and batch 4, on cpu" in page.locator("#timed").inner_text()
+    assert page.locator("#timed code").count() == 0
+    bars = "[...document.querySelectorAll('[data-chart=layers] .ytick text')].map((text) => text.textContent).join(' ')"
+    watched.until(bars, lambda text: f"{took}at 64k, batch 4" in text)
     page.reload()
     watched.drawn(3)
     assert page.evaluate(told) == after
