@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
     "space": {"layers": 2, "mixers": ["full", "kda"], "settings": {}},
     "tasks": {"mqar": {"steps": 2, "batch": 4, "learning_rates": [0.01]}},
 }
-WITHOUT_STORAGE = ("cost", "mixers", "space", "tune", "warm", "evaluate", "measure")
+WITHOUT_STORAGE = ("cost", "mixers", "space", "tune", "warm", "evaluate")
 """Commands that take no --storage, or use it for nothing but latencies."""
 OF_A_CLUSTER = ("submit", "jobs", "logs", "cancel")
 """Commands that ask a cluster; a password is followed through them beside their own tests."""
@@ -51,6 +51,7 @@ READING: dict[str, tuple[str, ...]] = {
     "show": ("0",),
     "retry": ("--state", "lost"),
     "explain": (),
+    "measure": ("full", "--depth", "1", "--prompt", "8", "--no-whole"),
     "report": (),
     "dashboard": ("--study", "nobody's"),
     "doctor": (),
