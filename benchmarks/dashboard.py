@@ -26,6 +26,7 @@ from storage.records import ResultRecord
 from storage.store import Store
 
 TRIALS, NEW, REPETITIONS, STARTS = 100_000, 100, 9, 5
+SETTLED_MS = 4000
 TOKEN = "a-token-of-the-benchmark"
 CHROMIUM = "/usr/bin/chromium"
 SERVER = (
@@ -208,7 +209,9 @@ def in_the_browser(url: str, port: int) -> dict[str, Any]:
         page.goto(f"{base}/studies/large")
         while page.locator("[data-unread]").count():
             time.sleep(0.25)
-        page.close()  # which may be about to show the study that it has read meanwhile
+        # The page shows the study that it has read meanwhile; one that is closed just then may never be.
+        page.wait_for_timeout(SETTLED_MS)
+        page.close()
         page = context.new_page()
         views, paints, stills = [], [], []
         for _ in range(5):
