@@ -15,7 +15,7 @@ from dashboards.memory import Snapshot
 from dashboards.pages import LegendItem, Page, Tab, legend
 from dashboards.strips import Strip
 from dashboards.tables import Column, Entry, Row, Table
-from dashboards.trial_page import Deployment
+from dashboards.trial_page import Deployment, own_width
 from dashboards.view import StudyView, changes
 from storage.glances import Glance
 
@@ -112,16 +112,9 @@ def prices_of(desk: Desk, snapshot: Snapshot, picked: Sequence[Glance]) -> tuple
     points = [(context, batch) for context in sorted({*CONTEXTS, searched})]
     found = []
     for seen in picked:
-        width = seen.costs.get("width")
+        config, width = snapshot.study.config, own_width(seen.costs)
         try:
-            found.append(
-                desk.workshop.price(
-                    snapshot.study.config,
-                    seen.layout.text,
-                    points,
-                    width=None if width is None else int(width),
-                )
-            )
+            found.append(desk.workshop.price(config, seen.layout.text, points, width=width))
         except Missing:
             return ()
     return tuple(with_latencies(desk, snapshot, found))

@@ -142,6 +142,8 @@ def _of_study(
             if chart == "tasks":
                 return compare_charts.tasks(picked)
             prices = compare_page.prices_of(desk, snapshot, picked)
+            if len(prices) < len(picked):
+                raise ValueError("These layouts cannot be priced here: use nas cost.")
             drawn = compare_charts.latencies if chart == "latencies" else compare_charts.contexts
             return drawn(picked, prices)
         case str() if chart.startswith("why_"):

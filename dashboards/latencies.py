@@ -20,10 +20,10 @@ def with_latencies(
     """
     frames = {price.latency_frame for own in prices for price in own}
     with desk.store() as store:
-        records = store.latencies(frames)
+        records = store.latencies(device=snapshot.device, frames=frames)
     by_device: dict[str, Known] = {}
     for record in records:
-        if record.phase == "decode" and not record.whole and snapshot.device in ("", record.device):
+        if record.phase == "decode" and not record.whole:
             by_device.setdefault(record.device, {})[record.frame, record.subject] = record.latency_ms
     return [[_measured(price, by_device) for price in own] for own in prices]
 

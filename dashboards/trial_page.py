@@ -1,5 +1,6 @@
 """The page of one layout: where it stands, what each layer costs at any context, what it learnt, what stands near it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -95,7 +96,7 @@ def trial_page(desk: Desk, segment: str, number: int, wanted: Deployment) -> Tri
     view, name = snapshot.view, study.name
     context, batch = wanted.of(study)
     price = price_of(desk, snapshot, trial, context, batch)
-    timed = _timed(snapshot, trial, price, (context, batch), shown_url)
+    latency_words, latency_command = _timed(snapshot, trial, price, (context, batch), shown_url)
     cells = strips.strip(trial.layout, view.families, view.marks)
     used = {part.mixer for cell in cells for part in cell.parts}
     before, after = near.on_front(view, number)
@@ -127,8 +128,8 @@ def trial_page(desk: Desk, segment: str, number: int, wanted: Deployment) -> Tri
         batches=_powers(batch, 0, 8),
         priced=() if price is None else _priced(price),
         price_command="" if price is None else price.command,
-        latency_words=timed[0],
-        latency_command=timed[1],
+        latency_words=latency_words,
+        latency_command=latency_command,
         layers=trial_tables.layers(view, trial, price),
         layers_source=addresses.figure(name, "layers") + figure,
         scores=trial_tables.scores(snapshot, trial),
@@ -164,7 +165,7 @@ def price_of(
         return None
     try:
         found = desk.workshop.price(
-            snapshot.study.config, trial.layout.text, ((context, batch),), width=_width(trial)
+            snapshot.study.config, trial.layout.text, ((context, batch),), width=own_width(trial.costs)
         )
     except Missing:
         # A layout of a newer vocabulary, or a configuration of another program: its stored costs are shown.
@@ -173,9 +174,9 @@ def price_of(
     return price
 
 
-def _width(trial: TrialRecord) -> int | None:
-    """A layout's own width, where the study gives each its own."""
-    width = trial.costs.get("width")
+def own_width(costs: Mapping[str, float]) -> int | None:
+    """A layout's own width by its costs, where the study gives each its own."""
+    width = costs.get("width")
     return None if width is None else int(width)
 
 
@@ -195,7 +196,8 @@ def _timed(
     words = f"Decode latency as measured at {_place(searched)}"
     if searched == asked:
         return f"{words}.", ""
-    command = commands.measure(trial.layout.text, shown_url, snapshot.study.name, *asked, _width(trial))
+    width = own_width(trial.costs)
+    command = commands.measure(trial.layout.text, shown_url, snapshot.study.name, *asked, width)
     return f"{words}; at {_place(asked)} it was not measured yet. What measures it:", command
 
 

@@ -24,9 +24,11 @@ def layers(view: StudyView, trial: TrialRecord, price: NetworkPrice | None) -> T
     names = stored if price is None else ["latency_ms"] if times else []
     rows = []
     for depth, cell in enumerate(cells):
-        own: Mapping[str, float] = trial.layer_costs[depth] if depth < len(trial.layer_costs) else {}
-        if price is not None:
-            own = {"latency_ms": times[depth]} if depth < len(times) else {}
+        own: Mapping[str, float] = {}
+        if price is None and depth < len(trial.layer_costs):
+            own = trial.layer_costs[depth]
+        elif depth < len(times):
+            own = {"latency_ms": times[depth]}
         priced: tuple[Entry, ...] = ()
         if price is not None:
             part = price.by_layer[depth]

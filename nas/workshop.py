@@ -172,10 +172,8 @@ def prices(
     pattern = read(layout)
     found = []
     for context, batch in points:
-        own = replace(
-            frame, context=context, batch=batch, max_length=max(frame.train_length, frame.context, context)
-        )
-        timed = Quantity(base="latency_ms", context=context, batch=batch)
+        # As objectives are taken at another context: the network stays the one that was searched.
+        own = Quantity(base="latency_ms", context=context, batch=batch).frame(frame)
         told = cost_json(pattern, own, [context], target.fill)
         (cache,) = told["cache"]
         parts = cache["by_layer"]
@@ -194,7 +192,7 @@ def prices(
                     [str(layer) for layer in pattern.layers], parts, stacked=target.fill == "stack"
                 ),
                 command=_command(layout, own, target.fill),
-                latency_frame=frame_text(timed.frame(frame), "decode"),
+                latency_frame=frame_text(own, "decode"),
             )
         )
     return found
@@ -244,6 +242,11 @@ def _gathered(
 def _command(layout: str, frame: Frame, fill: str) -> str:
     words = ["nas", "cost", layout, f"--width={frame.width}", f"--context={frame.context}"]
     words += [f"--batch={frame.batch}", f"--dtype={frame.dtype}", f"--vocabulary={frame.vocabulary}"]
+    # What is so by default is not written.
+    if frame.train_length != Frame(width=frame.width).train_length:
+        words += [f"--train-length={frame.train_length}"]
+    if frame.longest != max(frame.train_length, frame.context):
+        words += [f"--longest={frame.longest}"]
     if frame.depth is not None:
         words += [f"--depth={frame.depth}", f"--fill={fill}"]
     return shlex.join(words)

@@ -63,9 +63,13 @@ def read_latency(
     return None if row is None else _latency(row)
 
 
-def read_latencies(connection: Connection, frames: Collection[str] | None) -> list[LatencyRecord]:
-    """Every measurement, or those in some frames, in a fixed order."""
-    wanted = _SELECT if frames is None else _SELECT.where(LatencyRow.frame.in_(sorted(frames)))
+def read_latencies(
+    connection: Connection, device: str, frames: Collection[str] | None
+) -> list[LatencyRecord]:
+    """Every measurement, or those of one device, or in some frames, in a fixed order."""
+    wanted = _SELECT.where(LatencyRow.device == device) if device else _SELECT
+    if frames is not None:
+        wanted = wanted.where(LatencyRow.frame.in_(sorted(frames)))
     order = (LatencyRow.device, LatencyRow.frame, LatencyRow.subject, LatencyRow.phase, LatencyRow.whole)
     return [_latency(row) for row in connection.execute(wanted.order_by(*order))]
 

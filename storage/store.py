@@ -362,10 +362,10 @@ class Store:
                 connection, device=device, frame=frame, subject=subject, phase=phase, whole=whole
             )
 
-    def latencies(self, frames: Collection[str] | None = None) -> list[LatencyRecord]:
-        """Every measurement, or those in some frames."""
+    def latencies(self, *, device: str = "", frames: Collection[str] | None = None) -> list[LatencyRecord]:
+        """Every measurement, or those of one device, or in some frames."""
         with self._database.reading() as connection:
-            return latency.read_latencies(connection, frames)
+            return latency.read_latencies(connection, device, frames)
 
     def put_latency(self, record: LatencyRecord) -> None:
         """Stores a measurement in the place of an older one of the same thing. ValueError where it is not finite."""

@@ -29,6 +29,15 @@ def command(
     vocabulary: Annotated[
         str | None, typer.Option(metavar="N", help="Tokens of the embedding and the head.")
     ] = None,
+    train_length: Annotated[
+        str | None, typer.Option(metavar="N", help="Tokens of a text in training; 4k if left out.")
+    ] = None,
+    longest: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", help="Tokens that the network is made for; the longest context if left out."
+        ),
+    ] = None,
     star: StarOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -52,15 +61,17 @@ def command(
         read_layout = preset.layout if preset else read(layout)
         base = preset.frame if preset else Frame(width=default.width)
         contexts = [size("context", text) or 0 for text in context or []] or [base.context]
+        trained = size("train-length", train_length) or base.train_length
         frame = replace(
             base,
+            train_length=trained,
             width=size("width", width) or base.width,
             depth=size("depth", depth),
             context=contexts[0],
             batch=size("batch", batch) or 1,
             dtype=dtype,
             vocabulary=size("vocabulary", vocabulary) or base.vocabulary,
-            max_length=max(base.train_length, *contexts),
+            max_length=size("longest", longest) or max(trained, *contexts),
             star_block=star_block(star, read_layout),
         )
         check(read_layout, frame)

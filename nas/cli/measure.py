@@ -85,7 +85,7 @@ def command(
         below = of_study(record.config) if record else {}
         settings = resolve(below, given_layers(config, assignments, {"target": sizes}))
         pattern = read(layout)
-        wanted = size("depth", depth) or (settings.target.depth if kept else len(pattern))
+        wanted = size("depth", depth) or (settings.target.depth if record else len(pattern))
         settings = resolve(settings.model_dump(mode="json"), {"target": {"depth": wanted}})
         frame = moved.frame(settings.target.frame())
         prompt_frame = replace(
@@ -100,13 +100,14 @@ def command(
         machine = open_machine_table(settings.latency_cache, say)
         if machine:
             opened.enter_context(closing(machine))
-        store = opened.enter_context(Store.open(storage_url(storage))) if record else None
-        if store is not None and record is not None:
+        store = None
+        if record is not None:
+            store = opened.enter_context(Store.open(storage_url(storage)))
             for warning in _warnings(store, record, here):
                 say(warning)
         book = LatencyBook(store=store, machine=machine, device=place, warn=say, again=again)
         answer = measure_rows(network, frame, prompt_frame, book, whole=whole)
-        if store is not None:
+        if store:
             about = {"device": here, "context": frame.context, "batch": frame.batch}
             store.log(record, MEASURED, about)
     answer["device"] = here

@@ -217,3 +217,17 @@ def test_the_database_is_only_read(url, client):
         assert client.get(path).status_code == 200, path
     with Store.open(url, read_only=True) as store:
         assert store.events(limit=10_000) == events
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("trials/6/price", 404),
+        ("figure/contexts?pick=0&pick=6", 400),
+        ("figure/latencies?pick=0&pick=6", 400),
+    ],
+)
+def test_what_nobody_prices_is_refused_in_words(client, path, status):
+    answer = client.get(f"/api/v1/studies/quick/{path}")
+    assert answer.status_code == status
+    assert answer.json()["detail"].lower().endswith("cannot be priced here: use nas cost.")

@@ -3,7 +3,7 @@
 import html
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,43 +11,21 @@ import pytest
 from fastapi.testclient import TestClient
 
 from dashboards.app import create_app
-from dashboards.desk import NetworkPrice
-from dashboards.reasons import Reasons
-from dashboards.scene import Doubt
 from nas import prices as prices_module
-from nas.workshop import doubt, prices, usual
+from nas.workshop import OwnProcess
 from search_space.frame import Frame
 from search_space.layout import Layer
-from storage.glances import Glance
-from storage.records import Axis, StudyRecord
 from storage.store import Store
 from trainers.measure import Latency
 
 Run = Callable[..., Any]
 
 
-class Here:
-    """A workshop that works in this process."""
+class Here(OwnProcess):
+    """A workshop that works in this process, where latencies are made up."""
 
-    def price(
-        self,
-        config: Mapping[str, Any],
-        layout: str,
-        points: Sequence[tuple[int, int]],
-        *,
-        width: int | None = None,
-    ) -> list[NetworkPrice]:
-        return prices(dict(config), layout, points, width)
-
-    def defaults(self) -> Mapping[str, Any]:
-        return usual()
-
-    def reasons(self, study: StudyRecord, version: int) -> Reasons | str:
-        del study, version
-        return "nobody asks"
-
-    def doubt(self, axes: Sequence[Axis], seen: Sequence[Glance]) -> Doubt:
-        return doubt(axes, seen)
+    def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
+        return call(*args)
 
 
 @pytest.fixture
@@ -57,13 +35,11 @@ def client(run: Run, config_file: Run, url: str, monkeypatch: pytest.MonkeyPatch
     def layer(layer: Layer, frame: Frame, phase: str, *, device: str) -> Latency:
         del device
         scale = (frame.context if "full" in str(layer) else 8) * frame.batch * frame.width
-        return Latency(
-            latency_ms=scale / 1000 + (phase == "prefill"), spread_ms=0.1, repetitions=len(str(layer))
-        )
+        return Latency(latency_ms=scale / 1000 + (phase == "prefill"), spread_ms=0.1, repetitions=9)
 
     monkeypatch.setattr(prices_module, "measure_layer", layer)
     assert run("search", "--config", config_file(), "--storage", url, "--trials", 6).code == 0
-    app = create_app(url, token="t", workshop=Here())
+    app = create_app(url, token="t", workshop=Here(url))
     return TestClient(app, base_url="http://127.0.0.1", headers={"Authorization": "Bearer t"})
 
 

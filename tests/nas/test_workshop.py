@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import threading
 import time
@@ -12,7 +13,11 @@ from fastapi.testclient import TestClient
 from dashboards.app import create_app
 from dashboards.desk import Missing
 from nas.cli.main import main
+from nas.config import resolve
+from nas.objectives import Quantity
 from nas.workshop import OwnProcess, doubt, prices
+from search_space.cost import at_depth, layout_cost
+from search_space.vocabulary import VOCABULARY, read
 from storage.glances import Glance
 from storage.records import Axis, LayoutRecord
 
@@ -47,6 +52,22 @@ def test_a_price_is_what_its_command_prints(capsys, layout, fill):
         for part in one.by_layer:
             ours[part.layer] = ours.get(part.layer, 0) + part.stored_bytes
         assert ours == stored, "every layer of the network is gathered under its own of the pattern"
+
+
+@pytest.mark.parametrize("name", VOCABULARY)
+def test_a_mixer_costs_what_it_was_searched_with_and_what_the_command_prints(capsys, name):
+    target = {**CONFIG["target"], "depth": 2, "train_length": 512, "contexts": [1024, 16384]}
+    config = resolve({"target": target}).target
+    layout = f"2*{name}"  # alone, some are the names of presets too
+    for context in (8192, 1024, 65536):
+        (found,) = prices({"target": target}, layout, [(context, 1)], None)
+        at = Quantity(base="kv_bytes", context=context).frame(config.frame())
+        cost = layout_cost(at_depth(read(layout), at, config.fill), at)
+        exact = (cost.params, cost.stored_bytes, cost.read_bytes)
+        assert (found.params, found.stored_bytes, found.read_bytes) == exact
+        assert main([*shlex.split(found.command)[1:], "--json"]) == 0
+        (cache,) = (told := json.loads(capsys.readouterr().out))["cache"]
+        assert (told["params"], cache["stored_bytes"], cache["read_bytes"]) == exact
 
 
 def test_another_process_prices_and_says_what_it_cannot(tmp_path):

@@ -304,11 +304,13 @@ def test_a_latency_replaces_an_older_one_of_the_same_thing(store: Store) -> None
     assert store.latency(**key, whole=True) == others[0]
     assert store.latency(**{**key, "subject": "mla"}, whole=True) is None
     assert len(store.latencies()) == 4
+    assert store.latencies(device="A100") == [others[2]]
     elsewhere = replace(LATENCY, frame="w128")
     store.put_latency(elsewhere)
     assert len(store.latencies()) == 5
-    assert store.latencies({"w128", "w256"}) == [elsewhere] and len(store.latencies({"w64"})) == 4
-    assert store.latencies(()) == []
+    assert store.latencies(frames={"w128", "w256"}) == [elsewhere]
+    assert store.latencies(device="A100", frames={"w64"}) == [others[2]]
+    assert len(store.latencies(frames={"w64"})) == 4 and store.latencies(frames=()) == []
 
 
 def test_events_are_read_on_from_the_last_one_seen(store: Store, study: StudyRecord, build) -> None:
